@@ -1,0 +1,42 @@
+# make demo: the main job. make test: everything that must pass. Each sets up .venv on a fresh machine.
+PYTHON ?= python3
+DATA_DIR ?= $(wildcard ../shared/data)
+BIN := .venv/bin
+DATA_OPTION := $(if $(DATA_DIR),--data-dir $(abspath $(DATA_DIR)),)
+
+.PHONY: setup demo test lint types unit test-page soak bench clean
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint constraints.txt
+	touch $@
+
+demo: setup
+	$(BIN)/sgdscope demo --out demo
+
+test: lint types unit
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+unit: setup
+	$(BIN)/python -m pytest -n 2 $(DATA_OPTION)
+
+test-page: setup
+	$(BIN)/python -m pytest -m browser tests
+
+soak: setup
+	$(BIN)/python -m pytest -m soak tests --timeout 3600
+
+bench: setup
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv demo runs

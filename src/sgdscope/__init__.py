@@ -1,0 +1,55 @@
+"""A microscope for SGD: record the walk of the parameters, measure the landscape along it, test what the papers claim."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sgdscope.checks import check as check
+    from sgdscope.contracts import Verdict as Verdict
+    from sgdscope.experiment import Experiment as Experiment
+    from sgdscope.experiment import run as run
+    from sgdscope.measure import live as live
+    from sgdscope.measure import measure as measure
+    from sgdscope.recorder import Recorder as Recorder
+    from sgdscope.recorder import bursts as bursts
+    from sgdscope.recorder import every as every
+    from sgdscope.recorder import logarithmic as logarithmic
+    from sgdscope.records import Trajectory as Trajectory
+    from sgdscope.report import report as report
+    from sgdscope.runs import open_trajectory as open_trajectory
+    from sgdscope.surface import LossSurface as LossSurface
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "check": "checks",
+    "Verdict": "contracts",
+    "Experiment": "experiment",
+    "run": "experiment",
+    "live": "measure",
+    "measure": "measure",
+    "Recorder": "recorder",
+    "bursts": "recorder",
+    "every": "recorder",
+    "logarithmic": "recorder",
+    "Trajectory": "records",
+    "report": "report",
+    "open_trajectory": "runs",
+    "LossSurface": "surface",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that importing the package stays cheap."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'sgdscope' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"sgdscope.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted(__all__)

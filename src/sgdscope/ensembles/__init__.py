@@ -1,0 +1,1 @@
+"""Several walks that belong together. Add a file to add one."""

@@ -1,0 +1,1 @@
+"""Where runs are kept. Add a file to add a store."""

@@ -1,0 +1,1 @@
+"""Walks through a loss landscape, as ``torch.optim.Optimizer``. Add a file to add walkers."""
