@@ -17,6 +17,7 @@ ROWS = [
     {"claims"},
     {"checks", "diagnosis", "figures", "integrations"},
     {"report"},
+    {"demonstration"},
     {"cli"},
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}

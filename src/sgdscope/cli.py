@@ -1,0 +1,314 @@
+"""The command line: demo, run, measure, check, report, list.
+
+Every command takes ``--json``. Results go to stdout, progress and errors to stderr. Exit 0 done, 1 failed, 2 wrong use.
+Nothing heavy is imported before a command needs it: ``sgdscope --help`` does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sgdscope.errors import ArgumentError, DataError, SgdscopeError, UnknownNameError
+
+if TYPE_CHECKING:
+    from sgdscope.contracts import Verdict
+    from sgdscope.records import Surface, Trajectory
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="A microscope for SGD.")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, for machines.")]
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Folder with MNIST, CIFAR-10, tables, text.")]
+SurfacePath = Annotated[str | None, typer.Option("--surface", help="pkg.module:function that returns a LossSurface.")]
+Run = Annotated[Path, typer.Argument(help="A run directory.")]
+Jobs = Annotated[int | None, typer.Option(help="Worker processes; default: one a core.")]
+
+
+class Preset(StrEnum):
+    """How much is spent on a claim."""
+
+    quick = "quick"
+    standard = "standard"
+    paper = "paper"
+
+
+class Engine(StrEnum):
+    """Backend of joblib for sweeps."""
+
+    loky = "loky"
+    ray = "ray"
+    dask = "dask"
+
+
+class Catalogue(StrEnum):
+    """What can be listed."""
+
+    quantities = "quantities"
+    walkers = "walkers"
+    ensembles = "ensembles"
+    claims = "claims"
+    datasets = "datasets"
+    models = "models"
+    stores = "stores"
+
+
+def main() -> None:
+    """Run the command line and turn errors of ours into one line and an exit code."""
+    try:
+        app()
+    except (ArgumentError, DataError, UnknownNameError) as error:
+        _say(f"sgdscope: {error}")
+        raise SystemExit(2) from None
+    except SgdscopeError as error:
+        _say(f"sgdscope: {error}")
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        _say("sgdscope: interrupted; what was recorded is kept, the same command goes on from there")
+        raise SystemExit(1) from None
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the runs and the report.")] = Path("demo"),
+    jobs: Jobs = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train on bundled real data, record, measure, judge, write the report; say what was seen in five lines."""
+    from sgdscope.demonstration import demonstrate
+
+    with _progress("demo") as progress:
+        seen = demonstrate(out, jobs=jobs, progress=progress)
+    _print(seen.to_json(), "\n".join([*seen.lines, f"Report: {seen.page}"]), as_json)
+
+
+@app.command()
+def run(
+    experiment: Annotated[Path, typer.Argument(help="A TOML file that describes the experiment.")],
+    out: Annotated[Path | None, typer.Option(help="Run directory (of a sweep: its parent); default runs/NAME.")] = None,
+    data_dir: DataDir = None,
+    jobs: Jobs = None,
+    engine: Engine = Engine.loky,
+    as_json: AsJson = False,
+) -> None:
+    """Make a recorded run, or each run of a grid; a run that was killed goes on where it was."""
+    from sgdscope import experiment as experiments
+
+    described = experiments.load_toml(experiment)
+    target = out or Path("runs") / described.name
+    expanded = described.expand()
+    with _progress(described.name) as progress:
+        if len(expanded) == 1:
+            paths = [experiments.run(expanded[0], target, data_dir=data_dir, progress=progress)]
+        else:
+            paths = experiments.sweep(expanded, target, jobs=jobs, engine=engine.value, data_dir=data_dir)
+    _print({"runs": [str(p) for p in paths]}, "\n".join(str(p) for p in paths), as_json)
+
+
+@app.command()
+def measure(
+    run: Run,
+    quantity: Annotated[list[str] | None, typer.Argument(help="Quantities; default: all that can be measured.")] = None,
+    surface: SurfacePath = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure quantities over a recorded run and keep them with it."""
+    from sgdscope.contracts import quantities
+    from sgdscope.measure import measure as measure_run
+
+    trajectory = _trajectory(run, data_dir)
+    names = quantity or list(quantities)
+    measured = measure_run(trajectory, _surface(trajectory, surface, data_dir), names)
+    summary = {name: _summary(measured[name].to_dataset()) for name in names}
+    _print({"run": str(run), "measured": summary}, _table_of(summary), as_json)
+
+
+@app.command()
+def check(
+    claim: Annotated[list[str] | None, typer.Argument(help="Claims such as W1; default: all that can be asked.")] = None,
+    paper: Annotated[str | None, typer.Option(help="All claims of a paper, such as walk_with_sgd.")] = None,
+    preset: Annotated[Preset, typer.Option(help="How much is spent.")] = Preset.quick,
+    run: Annotated[Path | None, typer.Option(help="Judge this recorded run.")] = None,
+    surface: SurfacePath = None,
+    experiment: Annotated[str | None, typer.Option(help="TOML file, or pkg.module:function.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="A name, or FILE.csv, for the claims' experiments.")] = None,
+    data_dir: DataDir = None,
+    seed: Annotated[int, typer.Option(help="First seed.")] = 0,
+    controls: Annotated[bool, typer.Option("--controls", help="Also judge runs on which the answer is known.")] = False,
+    engine: Engine = Engine.loky,
+    jobs: Jobs = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the experiments' runs; default: a temporary one.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Also write a page of verdicts.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Test claims; exit 0 whatever the verdicts, 1 if a check could not run."""
+    from sgdscope import checks
+
+    wanted = checks.chosen(claim, paper=paper, scope="run" if run else None)
+    trajectory = _trajectory(run, data_dir) if run else None
+    with _progress("check") as progress:
+        verdicts = checks.check(
+            wanted,
+            run=trajectory,
+            surface=_surface(trajectory, surface, data_dir) if trajectory else None,
+            experiment=_experiment(experiment),
+            preset=preset.value,
+            seed=seed,
+            dataset=dataset,
+            data_dir=data_dir,
+            engine=engine.value,
+            jobs=jobs,
+            out=out,
+            progress=progress,
+        )
+        known = checks.control_verdicts(wanted, seed) if controls else []
+    if page:
+        from sgdscope.report import page_of_verdicts
+
+        page_of_verdicts(verdicts, known, page)
+    _print(checks.to_json(verdicts, known), _verdict_lines(verdicts, known), as_json)
+
+
+@app.command()
+def report(
+    run: Annotated[list[Path], typer.Argument(help="One or more run directories.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The page.")] = Path("report.html"),
+    as_json: AsJson = False,
+) -> None:
+    """Write one self-contained HTML page."""
+    from sgdscope.report import report as write_page
+
+    page = write_page(run, out)
+    _print({"report": str(page)}, f"Report: {page}", as_json)
+
+
+@app.command("list")
+def list_catalogue(what: Annotated[Catalogue, typer.Argument(help="Which catalogue.")], as_json: AsJson = False) -> None:
+    """List what there is."""
+    rows = _rows(what)
+    width = max((len(str(r.get("id", r.get("name")))) for r in rows), default=0)
+    _print(rows, "\n".join(f"{r.get('id', r.get('name')):<{width}}  {r['description']}" for r in rows), as_json)
+
+
+def _rows(what: Catalogue) -> list[dict[str, Any]]:
+    if what in {Catalogue.datasets, Catalogue.models}:
+        module = importlib.import_module(f"sgdscope.{what.value}")
+        return [dict(row) for row in module.catalogue()]
+    contracts = importlib.import_module("sgdscope.contracts")
+    entries = getattr(contracts, what.value)
+    if what is Catalogue.claims:
+        return [
+            {"id": e.id, "paper": e.paper, "scope": e.scope, "description": e.sentence, "statistic": e.statistic}
+            | {"threshold": e.threshold, "source": str(e.source)}
+            for e in entries.values()
+        ]
+    return [{"name": name, "description": _first_sentence(entry)} for name, entry in entries.items()]
+
+
+def _first_sentence(entry: Any) -> str:
+    thing = getattr(entry, "cls", None) or entry.measure
+    return (thing.__doc__ or "").strip().split("\n", 1)[0]
+
+
+def _trajectory(run: Path, data_dir: Path | None) -> Trajectory:
+    from sgdscope.runs import open_trajectory
+
+    return open_trajectory(run, data_dir=data_dir)
+
+
+def _surface(trajectory: Trajectory, path: str | None, data_dir: Path | None) -> Surface:
+    """The surface named on the command line, or that of the experiment that made the run."""
+    if path is not None:
+        made: Surface = _imported(path, "--surface")()
+        return made
+    from sgdscope.experiment import Experiment, surface_of
+
+    described = trajectory.settings.get("experiment")
+    if described is None:
+        raise ArgumentError(
+            "--surface: this run was not made by 'sgdscope run', so its model and data are not known; "
+            "expected pkg.module:function that returns a sgdscope.LossSurface of them"
+        )
+    return surface_of(Experiment.model_validate(described), data_dir)
+
+
+def _experiment(given: str | None) -> Any:
+    if given is None or Path(given).suffix == ".toml":
+        return None if given is None else Path(given)
+    return _imported(given, "--experiment")
+
+
+def _imported(path: str, option: str) -> Callable[..., Any]:
+    """Import what the user named on the command line; the working directory is searched first."""
+    module, colon, name = path.partition(":")
+    if not colon or not name:
+        raise ArgumentError(f"{option}: expected pkg.module:function, got '{path}'")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and module.startswith(error.name):
+            raise ArgumentError(f"{option}: there is no module '{error.name}' here ({Path.cwd()})") from None
+        raise
+    except AttributeError:
+        raise ArgumentError(f"{option}: module '{module}' has no function '{name}'") from None
+    finally:
+        sys.path.pop(0)
+    return found
+
+
+def _summary(measured: Any) -> dict[str, dict[str, Any]]:
+    """Mean over the finite values of each variable, with its unit and how many there were."""
+    import numpy as np
+
+    summary = {}
+    for name, variable in measured.data_vars.items():
+        if variable.dtype.kind != "f" or name.endswith(("_stderr", "_outcome")):
+            continue
+        finite = variable.values[np.isfinite(variable.values)]
+        mean = float(finite.mean()) if finite.size else None
+        summary[str(name)] = {"mean": mean, "n": int(finite.size), "units": variable.attrs.get("units", "1")}
+    return summary
+
+
+def _table_of(summary: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    rows = [(q, name, row) for q, variables in summary.items() for name, row in variables.items()]
+    mean = [("-" if row["mean"] is None else f"{row['mean']:.6g}") for _, _, row in rows]
+    return "\n".join(f"{q:<8} {n:<28} {m:>14} {r['units']:<12} n={r['n']}" for (q, n, r), m in zip(rows, mean, strict=True))
+
+
+def _verdict_lines(verdicts: list[Verdict], controls: list[tuple[str, str, Verdict]]) -> str:
+    lines = [f"{v.claim:<4} {v.verdict:<13} {v.reason}" for v in verdicts]
+    return "\n".join(lines + [f"{c:<4} control {kind:<9} {v.verdict:<13} {v.reason}" for c, kind, v in controls])
+
+
+def _print(data: Any, text: str, as_json: bool) -> None:
+    typer.echo(json.dumps(data, indent=1, allow_nan=False) if as_json else text)
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+@contextmanager
+def _progress(title: str) -> Generator[Callable[[str, float], None]]:
+    """A bar on stderr; what is passed down is called with a sentence and the share that is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=1.0)
+
+        def advance(sentence: str, share: float) -> None:
+            bar.update(task, description=sentence, completed=share)
+
+        yield advance
