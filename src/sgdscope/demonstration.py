@@ -132,12 +132,12 @@ def tell(last: Sequence[Mapping[str, float]], verdicts: Sequence[Verdict]) -> li
     return [
         f"1. Walls: at lr 0.6 SGD {walls}: the floor lay inside {fast['interior']:.0%} of the last {LENGTH} updates, "
         f"at alpha* = {fast['alpha']:.2f} of the step.",
-        f"2. Height: it travels {fast['height']:.4f} above that floor (loss {fast['loss']:.2f}), at lr 0.05 {slow['height']:.4f}: "
-        f"{fast['height'] / slow['height']:.1f} times the height.",
+        f"2. Height: it travels {fast['height']:.4f} above that floor (loss {fast['loss']:.2f}), at lr 0.05 "
+        f"{slow['height']:.4f}: {fast['height'] / slow['height']:.1f} times the height.",
         f"3. Direction: consecutive gradients point {sense} on average, cosine {fast['cosine']:+.2f} for SGD; "
         f"{full['cosine']:+.2f} for full-batch descent at the same lr.",
-        f"4. Distance: after {UPDATES} updates {fast['distance']:.1f} from the start at lr 0.6, {slow['distance']:.1f} at lr 0.05, "
-        f"{full['distance']:.1f} with the full batch.",
+        f"4. Distance: after {UPDATES} updates {fast['distance']:.1f} from the start at lr 0.6, "
+        f"{slow['distance']:.1f} at lr 0.05, {full['distance']:.1f} with the full batch.",
         "5. Claims: "
         + ", ".join(f"{n} {answer}" for answer, n in counts.items() if n)
         + " (95 % intervals; reasons in the report).",

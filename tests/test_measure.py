@@ -1,0 +1,76 @@
+"""Live measuring equals measuring afterwards, and options and surfaces are checked before anything is computed."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from sgdscope.errors import ArgumentError, UnknownNameError
+from sgdscope.landscapes import NoisyQuadratic, walk
+from sgdscope.measure import live, measure
+from sgdscope.records import Record, StepBlock, pack_batch
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    generator = torch.Generator().manual_seed(3)
+    hessian = torch.diag(torch.tensor([3.0, 1.2, 0.3], dtype=torch.float64))
+    centres = torch.randn(40, 3, generator=generator, dtype=torch.float64) + 2.5
+    surface = NoisyQuadratic(hessian, centres)
+    points = [*range(8), *range(20, 33), 40]
+    start = torch.tensor([4.0, -1.5, 0.7], dtype=torch.float64)
+    return walk(surface, lr=0.37, updates=40, start=start, batch_size=4, generator=generator, snapshots=points), surface
+
+
+def feed(sink, trajectory):
+    """What a recorder does: rows up to t - 1 before the snapshot t."""
+    sink.begin(trajectory.header)
+    steps, sent = trajectory.steps, 0
+    for point in trajectory.snapshot_steps:
+        block = steps.isel(step=slice(sent, int(point)))
+        sent = int(point)
+        if block.sizes["step"]:
+            columns = {str(n): v.values.astype(float) for n, v in block.data_vars.items()}
+            sink.write_steps(StepBlock(block["step"].values, columns))
+        sink.write_snapshot(trajectory.read_snapshot(int(point)))
+        if sent < steps.sizes["step"]:
+            arrays, spec = pack_batch(trajectory.batch(sent))
+            sink.write_record(Record("batches", sent, arrays, {"spec": spec}))
+    sink.close()
+
+
+@pytest.mark.parametrize("name", ["valley", "motion"])
+@pytest.mark.parametrize("window", [5, 60])
+def test_live_equals_offline(recorded, name, window):
+    trajectory, surface = recorded
+    offline = measure(trajectory, surface, name, window=window)[name].to_dataset()
+    sink = live(name, surface, window=window)
+    feed(sink, trajectory)
+    assert offline.sizes["step"] == 19
+    assert offline.sizes["window"] == (5 if window == 5 else 2)
+    assert set(sink.measured.variables) == set(offline.variables)
+    for variable in offline.variables:
+        xr.testing.assert_equal(sink.measured[variable].drop_attrs(), offline[variable].drop_attrs())
+    assert sum(np.isfinite(offline[v].values).any() for v in offline.data_vars if offline[v].dtype.kind == "f") > 5
+
+
+def test_unknown_names_and_options_are_refused(recorded):
+    trajectory, surface = recorded
+    with pytest.raises(UnknownNameError, match="did you mean 'valley'"):
+        measure(trajectory, surface, ["valey"])
+    with pytest.raises(ArgumentError, match="'windw'; did you mean 'window'"):
+        measure(trajectory, surface, ["valley"], windw=5)
+    with pytest.raises(ArgumentError, match="surface: quantity 'valley' needs a loss surface"):
+        measure(trajectory, None, ["valley"])
+    with pytest.raises(ArgumentError, match="surface: quantity 'valley' needs a loss surface"):
+        live("valley", None)
+
+
+def test_a_surface_of_another_model_is_refused(recorded):
+    from sgdscope.surface import LossSurface
+
+    model = torch.nn.Linear(2, 1)
+    x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    surface = LossSurface(model, lambda m, b: (m(b[0]) - b[1]).square().mean(), (x, x.sum(1, keepdim=True)))
+    with pytest.raises(ArgumentError, match="its model does not fit the trajectory"):
+        measure(recorded[0], surface, "valley")
