@@ -92,7 +92,7 @@ def test_wrong_shapes_are_named():
     layout = Layout.of({"w": torch.zeros(2, 3)})
     with pytest.raises(ArgumentError, match=r"'w' has shape \(3, 2\), expected \(2, 3\)"):
         layout.pack({"w": torch.zeros(3, 2)})
-    with pytest.raises(ArgumentError, match="'w' .* is expected and missing"):
+    with pytest.raises(ArgumentError, match=r"'w' .* is expected and missing"):
         layout.pack({"v": torch.zeros(2, 3)})
     with pytest.raises(ArgumentError, match=r"theta: expected shape \(6,\), got \(5,\)"):
         layout.unpack(torch.zeros(5))
