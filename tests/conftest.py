@@ -10,6 +10,10 @@ def pytest_addoption(parser):
     parser.addoption("--data-dir", default=None, help="folder with the real data files; without it their tests are skipped")
 
 
+def pytest_configure(config):
+    torch.set_num_threads(1)  # two workers share two cores
+
+
 def pytest_collection_modifyitems(config, items):
     for item in items:
         if "soak" in item.keywords and "soak" not in (config.option.markexpr or ""):

@@ -1,0 +1,133 @@
+"""The command line: exit codes, JSON, messages; the demo as a newcomer types it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from sgdscope.cli import main
+
+TINY = """
+name = "tiny"
+seed = 4
+
+[data]
+dataset = "wine"
+
+[model]
+name = "mlp"
+hidden = [6]
+
+[[phases]]
+walker = "sgd"
+lr = 0.2
+batch_size = 16
+updates = 12
+
+[record]
+snapshots = { kind = "every", n = 1 }
+"""
+
+
+@pytest.fixture
+def sgdscope(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sgdscope", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        return stop.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+def test_help_does_not_import_torch():
+    code = (
+        "import sys; import sgdscope.cli; assert 'torch' not in sys.modules, 'torch'; assert 'numpy' not in sys.modules, 'numpy'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert subprocess.run([sys.executable, "-c", code + "; import torch; assert 'torch' not in sys.modules"]).returncode == 1
+
+
+@pytest.mark.parametrize("what", ["quantities", "walkers", "ensembles", "claims", "datasets", "models", "stores"])
+def test_every_catalogue_is_listed(sgdscope, what):
+    code, out, _ = sgdscope("list", what, "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert isinstance(rows, list)
+    assert all(row.get("id") or row.get("name") for row in rows)
+    assert all(row["description"] for row in rows)
+    expected = {
+        "quantities": "valley",
+        "claims": "W11",
+        "datasets": "digits",
+        "models": "mlp",
+        "stores": "zarr",
+        "walkers": "sgd",
+    }
+    assert what == "ensembles" or expected[what] in {row.get("id") or row.get("name") for row in rows}
+
+
+def test_run_measure_check_report(sgdscope, tmp_path):
+    (tmp_path / "tiny.toml").write_text(TINY)
+    code, out, err = sgdscope("run", "tiny.toml", "--out", "a", "--json")
+    assert code == 0, err
+    assert json.loads(out) == {"runs": ["a"]}
+    code, out, err = sgdscope("measure", "a", "valley", "motion", "--json")
+    assert code == 0, err
+    measured = json.loads(out)["measured"]
+    assert measured["valley"]["alpha_star"]["n"] == 12
+    assert measured["valley"]["height"]["units"] == "loss"
+    code, out, err = sgdscope("check", "W1", "--run", "a", "--json")
+    assert code == 0, err
+    verdict = json.loads(out)["verdicts"][0]
+    assert verdict["claim"] == "W1"
+    assert verdict["verdict"] in {"supported", "contradicted", "undecided", "not in regime"}
+    code, out, err = sgdscope("report", "a", "-o", "a.html")
+    assert code == 0, err
+    assert (tmp_path / "a.html").stat().st_size > 1e6
+
+
+def test_wrong_use_exits_with_two_and_says_what_to_do(sgdscope, tmp_path):
+    code, _, err = sgdscope("measure", "nowhere")
+    assert code in {1, 2}
+    assert "nowhere" in err
+    code, _, err = sgdscope("check", "W99")
+    assert (code, "no claim is called 'W99'" in err) == (2, True)
+    (tmp_path / "bad.toml").write_text(TINY.replace("lr = 0.2", "lr = -0.2"))
+    code, _, err = sgdscope("run", "bad.toml")
+    assert (code, "lr" in err, "-0.2" in err) == (2, True, True)
+    (tmp_path / "broken.toml").write_text(TINY + "\nname = = 3\n")
+    code, _, err = sgdscope("run", "broken.toml")
+    assert (code, "line 23" in err) == (2, True)
+    code, _, err = sgdscope("check", "W1", "--run", "a", "--surface", "json")
+    assert code in {1, 2}
+    assert "--surface" in err or "a" in err
+    assert sgdscope("fly")[0] == 2
+
+
+def test_controls_are_listed_beside_the_verdicts(sgdscope, tmp_path):
+    (tmp_path / "tiny.toml").write_text(TINY)
+    assert sgdscope("run", "tiny.toml", "--out", "a")[0] == 0
+    code, out, err = sgdscope("check", "W1", "--run", "a", "--controls", "--json")
+    assert code == 0, err
+    controls = {(c["claim"], c["control"]): c["verdict"] for c in json.loads(out)["controls"]}
+    assert controls["W1", "positive"] == "supported"
+    assert controls["W1", "negative"] == "contradicted"
+
+
+@pytest.mark.timeout(600)
+def test_demo_says_what_it_saw_in_five_lines(sgdscope, tmp_path):
+    code, out, err = sgdscope("demo", "--out", "shown", "--json")
+    assert code == 0, err
+    seen = json.loads(out)
+    assert len(seen["lines"]) == 5
+    assert all(any(c.isdigit() for c in line[2:]) for line in seen["lines"])
+    assert (tmp_path / "shown" / "report.html").exists()
+    assert len(seen["runs"]) == 3
+    assert {v["claim"] for v in seen["verdicts"]} >= {"W1", "W2", "W3", "W4", "W11"}
+    page = (tmp_path / "shown" / "report.html").read_text()
+    assert all(f"lr{lr}" in page for lr in ("0.6", "0.05"))
