@@ -70,6 +70,27 @@ class StepBlock:
     columns: Mapping[str, NDArray[np.float64]]
 
 
+def check_block(block: StepBlock, after: int) -> None:
+    """Hold a block against what stores promise: steps strictly increase, and every column has one number a step.
+
+    Args:
+        block: what came.
+        after: the last step that is stored; -1 if none.
+
+    Raises:
+        ArgumentError: a step does not follow the one before, or a column has another length or a reserved name.
+    """
+    steps = np.concatenate([[after], np.asarray(block.steps, np.int64)])
+    if (wrong := np.flatnonzero(np.diff(steps) <= 0)).size:
+        at = int(wrong[0])
+        raise ArgumentError(f"block: step {steps[at + 1]} does not follow step {steps[at]}; steps must strictly increase")
+    for name, values in block.columns.items():
+        if not name or name == "step":
+            raise ArgumentError(f"block: a column cannot be called '{name}'; choose another name")
+        if np.shape(values) != (len(block.steps),):
+            raise ArgumentError(f"block: the column '{name}' has shape {np.shape(values)}, expected ({len(block.steps)},)")
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """The point theta_t, before update t.
@@ -334,7 +355,7 @@ def cpu_vector(values: Tensor) -> Tensor:
 def pack_batch(batch: Any) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Take a batch apart into plain arrays and a description of its structure, both fit for a `Record`.
 
-    Use as ``Record("batches", step, *pack_batch(batch))``; further keys may be added to the meta. Mappings come back
+    Use as ``arrays, spec = pack_batch(batch)`` and ``Record("batches", step, arrays, {"spec": spec})``. Mappings come back
     as dicts and named tuples as tuples. Tensor dtypes that numpy lacks (bfloat16, float8) are widened to float32,
     exactly, and narrowed again on the way back.
 
@@ -356,7 +377,7 @@ def unpack_batch(arrays: Mapping[str, NDArray[Any]], spec: Mapping[str, Any]) ->
 
     Args:
         arrays: name -> array, as from `pack_batch`.
-        spec: as from `pack_batch`; further keys are ignored.
+        spec: as from `pack_batch`.
 
     Returns:
         The batch; its tensors are copies on the CPU, in their own dtypes.
