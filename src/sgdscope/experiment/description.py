@@ -1,0 +1,312 @@
+"""Experiment: the validated description of a recorded run, from TOML or from Python."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from sgdscope.errors import ArgumentError, unknown
+from sgdscope.experiment.schedules import Constant, CyclicBatch, Part, Schedule
+
+Scalar = bool | int | float | str
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Data(Part):
+    """What is learnt: a dataset by name and how much of it; `label_noise` is the share of training labels made random."""
+
+    dataset: str
+    train: PositiveInt | None = None
+    test: PositiveInt | None = None
+    label_noise: Share = 0.0
+    noise_seed: int = 0
+
+
+class Model(Part):
+    """The network by name; every further key is an option of it."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the network."""
+        return dict(self.model_extra or {})
+
+
+class Phase(Part):
+    """A stretch of the walk: walker, its options, batch size, length and schedule."""
+
+    walker: str = "sgd"
+    lr: PositiveFloat
+    batch_size: PositiveInt | Literal["full"]
+    updates: PositiveInt | None = None
+    epochs: PositiveFloat | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    nesterov: bool | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    betas: list[float] | None = None
+    eps: PositiveFloat | None = None
+    replacement: bool = False
+    schedule: Schedule = Constant()
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Phase:
+        if (self.updates is None) == (self.epochs is None):
+            raise ValueError(f"expected either updates or epochs, got updates = {self.updates} and epochs = {self.epochs}")
+        return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The walker's options that were given."""
+        named = ("momentum", "nesterov", "weight_decay", "betas", "eps")
+        return {name: value for name in named if (value := getattr(self, name)) is not None}
+
+    def length(self, examples: int) -> int:
+        """The number of updates; an epoch has floor(N / B) of them, B the mean batch size of a cycle where it changes."""
+        if self.updates is not None:
+            return self.updates
+        size: float = examples if self.batch_size == "full" else self.batch_size
+        if isinstance(cycle := self.schedule, CyclicBatch):
+            size = sum(cycle.batch_size(t) for t in range(cycle.period)) / cycle.period
+        return max(1, round((self.epochs or 0.0) * int(examples / size)))
+
+
+class Every(Part):
+    """Keep the points of every n-th update."""
+
+    kind: Literal["every"]
+    n: PositiveInt = 1
+
+
+class Bursts(Part):
+    """Keep all points of windows of `length` updates, starting at the updates `at`."""
+
+    kind: Literal["bursts"]
+    length: PositiveInt = 60
+    at: list[NonNegativeInt] | None = None
+
+
+class Logarithmic(Part):
+    """Keep points at logarithmically spaced updates."""
+
+    kind: Literal["logarithmic"]
+    per_decade: PositiveInt = 10
+
+
+class Recording(Part):
+    """Which points are offered to the quantities, and whether they are stored or rebuilt (`mode`)."""
+
+    snapshots: Annotated[Every | Bursts | Logarithmic, Field(discriminator="kind")] = Bursts(kind="bursts")
+    mode: Literal["replay", "snapshots"] = "replay"
+    keyframes: PositiveInt = 100
+
+
+class Start(Part):
+    """A step of another recorded run from which this one starts, with its optimizer and generator state."""
+
+    run: str
+    step: NonNegativeInt
+
+
+class Experiment(Part):
+    """The description of a recorded run.
+
+    Built from keywords or `load_toml`; unknown keys, wrong types and values out of range raise `ArgumentError` with the key path.
+
+    Attributes:
+        name: of the experiment; names the run directories of a sweep.
+        seed: of the network's first values, the order of the data and everything the network draws.
+        threads: of torch, set for the run's duration; the bits of a run depend on it.
+        device: where the run happens, ``"cpu"`` or a cuda device.
+        data: the dataset.
+        model: the network.
+        loss: name of the loss.
+        phases: walked one after the other.
+        record: what is kept.
+        start: the step of another run to start from, or None.
+        grid: name -> values; a sweep over all combinations, see `expand`.
+    """
+
+    name: str = "run"
+    seed: NonNegativeInt = 0
+    threads: PositiveInt = 1
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
+    data: Data
+    model: Model
+    loss: Literal["cross_entropy"] = "cross_entropy"
+    phases: Annotated[list[Phase], Field(min_length=1)]
+    record: Recording = Recording()
+    start: Start | None = None
+    grid: dict[str, Annotated[list[Scalar], Field(min_length=1)]] = Field(default_factory=dict)
+
+    def __init__(self, **described: Any) -> None:
+        try:
+            super().__init__(**described)
+        except ValidationError as error:
+            raise ArgumentError(_explain(error)) from None
+        if not re.fullmatch(r"[\w.+-]+", self.name) or set(self.name) == {"."}:
+            raise ArgumentError(f"name: expected letters, digits, '.', '_', '+' or '-', got {self.name!r}")
+
+    def described(self) -> dict[str, Any]:
+        """The description in JSON types; `Experiment(**described)` gives it back.
+
+        Returns:
+            A dictionary without the keys that were left out.
+        """
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def expand(self) -> list[Experiment]:
+        """One experiment for each combination of the grid, named such as ``lr0.2-batch16-seed3``.
+
+        A key of a phase (`lr`, `batch_size`, `momentum`, ...) is set in every phase, one of the data (`label_noise`, ...) in the
+        data; `seed` and `threads` at the top; ``model.width`` is the network's option `width`.
+
+        Returns:
+            The experiments without a grid; this one alone if it has none.
+
+        Raises:
+            ArgumentError: a value does not fit its key.
+            UnknownNameError: a key of the grid names nothing.
+        """
+        if not self.grid:
+            return [self]
+        result = []
+        for values in itertools.product(*self.grid.values()):
+            chosen = dict(zip(self.grid, values, strict=True))
+            described = self.described() | {"grid": {}}
+            for key, value in chosen.items():
+                _set(described, key, value)
+            described["name"] = "-".join(f"{_SHORT.get(key, key.removeprefix('model.'))}{value}" for key, value in chosen.items())
+            result.append(Experiment(**described))
+        return result
+
+
+_SHORT = {"batch_size": "batch"}
+
+
+def _set(described: dict[str, Any], key: str, value: Scalar) -> None:
+    """Put a value of the grid where its key belongs."""
+    if key in Phase.model_fields:
+        described["phases"] = [phase | {key: value} for phase in described["phases"]]
+    elif key in Data.model_fields:
+        described["data"] = described["data"] | {key: value}
+    elif key in ("seed", "threads"):
+        described[key] = value
+    elif key.startswith("model."):
+        described["model"] = described["model"] | {key.removeprefix("model."): value}
+    else:
+        raise unknown("key of the grid", key, [*Phase.model_fields, *Data.model_fields, "seed", "threads", "model.<option>"])
+
+
+def _explain(error: ValidationError) -> str:
+    """The errors of pydantic as lines of key path, what was expected, what came."""
+    lines = []
+    for item in error.errors(include_url=False):
+        path = _key_path(item["loc"])
+        if item["type"] == "extra_forbidden":
+            known = _known_keys(item["loc"])
+            lines.append(f"{path}: unknown key; {str(unknown('key', str(item['loc'][-1]), known)).partition('; ')[2]}")
+        elif item["type"] == "missing":
+            lines.append(f"{path}: required, and missing")
+        elif item["type"] == "value_error":
+            lines.append(f"{path}: {item['msg'].removeprefix('Value error, ')}")
+        else:
+            came = item["input"]
+            expected = item["msg"].replace("Input should be", "expected")
+            lines.append(f"{path}: {expected}; got {came!r} ({type(came).__name__})")
+    return "the experiment's description is not valid: " + "\n".join(lines)
+
+
+_TAGS = {"constant", "cyclic", "step", "trapezoid", "decay", "cyclic_batch", "every", "bursts", "logarithmic"}
+
+
+def _keys(loc: tuple[int | str, ...]) -> list[int | str]:
+    """The path without the tags that pydantic puts behind a choice of tables or of types."""
+    kept = []
+    for i, part in enumerate(loc):
+        behind = loc[i - 1] if i else ""
+        tag = (part in _TAGS and behind in ("schedule", "snapshots")) or (behind == "batch_size")
+        if not tag and not (loc[0] == "grid" and i == 3):
+            kept.append(part)
+    return kept
+
+
+def _key_path(loc: tuple[int | str, ...]) -> str:
+    """phases[0].lr from ("phases", 0, "lr")."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in _keys(loc))
+    return text.removeprefix(".") or "description"
+
+
+def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
+    """The keys that the table at the end of a path knows."""
+    tables: dict[str, type[BaseModel]] = {"data": Data, "phases": Phase, "record": Recording, "start": Start}
+    inside = [part for part in loc[:-1] if isinstance(part, str)]
+    if not inside:
+        return list(Experiment.model_fields)
+    if inside[-1] in _TAGS:
+        return list(_BY_TAG[inside[-1]].model_fields)
+    return list(tables[inside[-1]].model_fields) if inside[-1] in tables else []
+
+
+def _tagged() -> dict[str, type[BaseModel]]:
+    """Tag -> table, for the schedules and for the snapshots."""
+    unions = [Phase.model_fields["schedule"].annotation, Recording.model_fields["snapshots"].annotation]
+    members = [member for union in unions for member in getattr(union, "__args__", ())]
+    return {member.model_fields["kind"].annotation.__args__[0]: member for member in members}
+
+
+_BY_TAG = _tagged()
+
+
+def describe(description: Experiment | Mapping[str, Any]) -> Experiment:
+    """Take an experiment as it is, or validate its description.
+
+    Args:
+        description: an Experiment or the dictionary of one.
+
+    Returns:
+        The experiment.
+
+    Raises:
+        ArgumentError: the description is not valid; the message has the key path.
+    """
+    return description if isinstance(description, Experiment) else Experiment(**description)
+
+
+def load_toml(path: str | Path) -> Experiment:
+    """Read an experiment from a TOML file; a relative `start.run` is taken from the file's folder.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The experiment.
+
+    Raises:
+        ArgumentError: the file cannot be read, is not TOML (with the line) or describes no experiment (with the key path).
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        described = tomllib.loads(text)
+    except OSError as error:
+        raise ArgumentError(f"{path}: the experiment's file cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ArgumentError(f"{path}: expected a TOML file in UTF-8, got other bytes at position {error.start}") from error
+    except tomllib.TOMLDecodeError as error:
+        where = str(error).replace("at end of document", f"at the end of the document, line {len(text.splitlines())}")
+        raise ArgumentError(f"{path}: not valid TOML: {where}") from error
+    start = described.get("start")
+    if isinstance(start, dict) and isinstance(start.get("run"), str):
+        start["run"] = str((path.parent / start["run"]).resolve())
+    try:
+        return Experiment(**described)
+    except ArgumentError as error:
+        raise ArgumentError(f"{path}: {error}") from None

@@ -1,0 +1,455 @@
+"""The training loop of an Experiment as a machine that can stand at any update: advance, keep its state, put it back.
+
+Everything the machine draws comes from its own random state, which stands in the global generators only while it works.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sgdscope import datasets, models
+from sgdscope.contracts import walkers
+from sgdscope.errors import ArgumentError, ReplayError
+from sgdscope.experiment.description import Experiment, Phase
+from sgdscope.experiment.schedules import CyclicBatch, Order, derived_seed
+from sgdscope.records import Record, Snapshot, cpu_vector
+from sgdscope.vector import Layout, select_buffers, select_parameters
+
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """The cross entropy of each example; of sequences the mean over their positions.
+
+    Args:
+        model: gives logits [B, classes] or [B, T, classes].
+        batch: x, and y [B] or [B, T].
+
+    Returns:
+        [B].
+    """
+    x, y = batch
+    logits = model(x)
+    losses = nn.functional.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none")
+    return losses if y.ndim == 1 else losses.view(y.shape).mean(1)
+
+
+LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy}
+
+
+class RandomState:
+    """The states of the generators of torch (with cuda, if the machine uses it), numpy and python, as one object."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.device = device
+        with self._borrowed():
+            torch.default_generator.manual_seed(derived_seed(seed, "torch"))
+            if device.type == "cuda":
+                torch.cuda.default_generators[device.index or 0].manual_seed(derived_seed(seed, "torch"))
+            random.seed(derived_seed(seed, "python"))
+            np.random.set_state(np.random.RandomState(derived_seed(seed, "numpy") % 2**32).get_state())  # ruff: ignore[numpy-legacy-random]
+            self._state = self._read()
+
+    def _read(self) -> tuple[Tensor, Any, Any, Tensor]:
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.empty(0, dtype=torch.uint8)
+        return torch.get_rng_state(), np.random.get_state(), random.getstate(), cuda  # ruff: ignore[numpy-legacy-random]
+
+    def _write(self, state: tuple[Tensor, Any, Any, Tensor]) -> None:
+        torch.set_rng_state(state[0])
+        np.random.set_state(state[1])  # ruff: ignore[numpy-legacy-random]
+        random.setstate(state[2])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state[3], self.device)
+
+    @contextmanager
+    def _borrowed(self) -> Generator[None]:
+        outside = self._read()
+        try:
+            yield
+        finally:
+            self._write(outside)
+
+    @contextmanager
+    def installed(self, threads: int) -> Generator[None]:
+        """Stand in the global generators for the duration of the block, with this number of threads; then leave no trace.
+
+        Args:
+            threads: of torch.
+        """
+        before = torch.get_num_threads()
+        with self._borrowed():
+            self._write(self._state)
+            torch.set_num_threads(threads)
+            try:
+                yield
+            finally:
+                self._state = self._read()
+                torch.set_num_threads(before)
+
+    def capture(self) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        """The states while they are installed, as bytes and JSON (no pickle).
+
+        Returns:
+            (bytes, meta) for `put_back`.
+        """
+        torch_state, numpy_state, python_state, cuda = self._read()
+        pieces = [
+            torch_state.numpy(),
+            np.asarray(numpy_state[1], "<u4").view(np.uint8),
+            np.asarray(python_state[1], "<u4").view(np.uint8),
+            cuda.numpy(),
+        ]
+        meta = {
+            "bytes": [len(piece) for piece in pieces],
+            "numpy": [int(numpy_state[2]), int(numpy_state[3]), float(numpy_state[4])],
+            "python": [python_state[0], python_state[2]],
+        }
+        return np.concatenate(pieces), meta
+
+    def put_back(self, values: NDArray[np.uint8], meta: Mapping[str, Any]) -> None:
+        """Take the states that `capture` gave; they are in force at the next `installed`.
+
+        Args:
+            values: bytes.
+            meta: lengths and the rest.
+        """
+        ends = np.cumsum(meta["bytes"])[:-1]
+        own, numpy_keys, python_keys, cuda = np.split(np.asarray(values, np.uint8), ends)
+        position, has_gauss, gauss = meta["numpy"]
+        numpy_state = ("MT19937", numpy_keys.copy().view("<u4"), int(position), int(has_gauss), float(gauss))
+        python_state = (meta["python"][0], tuple(int(k) for k in python_keys.copy().view("<u4")), meta["python"][1])
+        self._state = (torch.from_numpy(own.copy()), numpy_state, python_state, torch.from_numpy(cuda.copy()))
+
+
+class Phased(torch.optim.Optimizer):
+    """One optimizer to the outside, the walker of the present phase inside; the recorder attaches once for all phases."""
+
+    def __init__(self, inside: torch.optim.Optimizer) -> None:
+        super().__init__(inside.param_groups, {})
+        self.change(inside)
+
+    def change(self, inside: torch.optim.Optimizer) -> None:
+        """Hand over to another walker, which starts without state."""
+        self.inside = inside
+        self.param_groups = inside.param_groups
+        self.state = inside.state
+
+    def step(self, closure: Any = None) -> Any:
+        """One update of the present walker."""
+        return self.inside.step(closure)
+
+
+class Loop:
+    """Model, data, walker and random state of an Experiment, standing before update `step`.
+
+    Args:
+        experiment: the description.
+        data_dir: folder of the real data files.
+
+    Raises:
+        ArgumentError: the description does not fit the data: a batch larger than the data, unknown names.
+    """
+
+    def __init__(self, experiment: Experiment, data_dir: Any = None) -> None:
+        self.experiment, self.step = experiment, 0
+        self.device = torch.device(experiment.device)
+        self.data = load_data(experiment, data_dir)
+        self.examples = len(self.data.x)
+        self.x, self.y = self.data.x.to(self.device), self.data.y.to(self.device)
+        self.lengths = [phase.length(self.examples) for phase in experiment.phases]
+        self.orders = [self._order(i) for i in range(len(self.lengths))]
+        self.model = build_model(experiment, self.data).to(self.device).train()
+        self.parameters = select_parameters(self.model)
+        self.layout = Layout.of(self.parameters)
+        self.buffer_layout = Layout.of(select_buffers(self.model))
+        self.random = RandomState(experiment.seed, self.device)
+        self._phase = 0
+        self._walker = self._build_walker(0)
+        several = len({phase.walker for phase in experiment.phases}) > 1
+        self.optimizer: torch.optim.Optimizer = Phased(self._walker) if several else self._walker
+
+    # --- what happens at an update: pure functions of its number --------------------------------------------------------
+
+    @property
+    def total(self) -> int:
+        """The number of updates of all phases."""
+        return sum(self.lengths)
+
+    def _order(self, number: int) -> Order:
+        phase, length = self.experiment.phases[number], self.lengths[number]
+        sizes: int | list[int] = self.examples if phase.batch_size == "full" else phase.batch_size
+        if isinstance(cycle := phase.schedule, CyclicBatch):
+            sizes = [cycle.batch_size(t) for t in range(length)]
+        largest = sizes if isinstance(sizes, int) else max(sizes)
+        if largest > self.examples:
+            raise ArgumentError(
+                f"phases[{number}].batch_size: expected 1..{self.examples}, the examples of '{self.experiment.data.dataset}', "
+                f"got {largest}; give a smaller one, or 'full' for all"
+            )
+        return Order(self.examples, sizes, seed=self.experiment.seed, phase=number, replacement=phase.replacement)
+
+    def place(self, step: int) -> tuple[int, int]:
+        """(phase, update within it) of an update."""
+        for number, length in enumerate(self.lengths):
+            if step < length:
+                return number, step
+            step -= length
+        return len(self.lengths) - 1, self.lengths[-1] + step
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """The batch of an update: x, y."""
+        number, update = self.place(step)
+        if self.experiment.phases[number].batch_size == "full" and self.orders[number].batch_size(update) == self.examples:
+            return self.x, self.y
+        indices = self.orders[number].indices(update).to(self.device)
+        return self.x[indices], self.y[indices]
+
+    def lr(self, step: int) -> float:
+        """The learning rate of an update."""
+        number, update = self.place(step)
+        phase = self.experiment.phases[number]
+        return phase.schedule.lr(update, phase.lr, self.lengths[number])
+
+    # --- the walk ---------------------------------------------------------------------------------------------------------
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The mean loss of a batch."""
+        return LOSSES[self.experiment.loss](model, batch).mean()
+
+    def _build_walker(self, number: int) -> torch.optim.Optimizer:
+        return build_walker(self.experiment.phases[number], number, list(self.parameters.values()), self.experiment.seed)
+
+    def _enter(self, number: int) -> None:
+        """Go over to a phase: the same walker keeps its state, another one starts without."""
+        before, phase = self.experiment.phases[self._phase], self.experiment.phases[number]
+        fresh = self._build_walker(number)
+        if phase.walker == before.walker:
+            for group, new in zip(self._walker.param_groups, fresh.param_groups, strict=True):
+                group.update({key: value for key, value in new.items() if key != "params"})
+        else:
+            self._walker = fresh
+            if isinstance(self.optimizer, Phased):
+                self.optimizer.change(fresh)
+        self._phase = number
+
+    def prepare(self) -> tuple[Tensor, Tensor]:
+        """Make ready for the update at hand: its phase, its learning rate.
+
+        Returns:
+            Its batch.
+        """
+        number, _ = self.place(self.step)
+        for phase in range(self._phase + 1, number + 1):
+            self._enter(phase)
+        for group in self._walker.param_groups:
+            group["lr"] = self.lr(self.step)
+        return self.batch(self.step)
+
+    def advance(self) -> None:
+        """One update, unrecorded; inside `random.installed`."""
+        batch = self.prepare()
+        self.optimizer.zero_grad()
+        self.loss(self.model, batch).backward()
+        self.optimizer.step()
+        self.step += 1
+
+    # --- the state ---------------------------------------------------------------------------------------------------------
+
+    def theta_hash(self) -> int:
+        """xxh3-64 of theta in its storage dtype."""
+        digest, storage = xxhash.xxh3_64(), self.layout.storage_dtype
+        for parameter in self.parameters.values():
+            digest.update(parameter.detach().to("cpu", storage).contiguous().numpy())
+        return digest.intdigest()
+
+    def snapshot(self) -> Snapshot:
+        """The point at which the loop stands; a copy."""
+        buffers = self.buffer_layout.pack(select_buffers(self.model))
+        return Snapshot(self.step, cpu_vector(self.layout.pack(self.parameters)), cpu_vector(buffers))
+
+    def key_frame(self) -> Record:
+        """Everything the walk from here depends on, as arrays and JSON; inside `random.installed`.
+
+        Returns:
+            A record of kind ``"keyframes"``.
+        """
+        point = self.snapshot()
+        arrays: dict[str, NDArray[Any]] = {"theta": point.theta.numpy()}
+        if len(point.buffers):
+            arrays["buffers"] = point.buffers.numpy()
+        arrays["random"], meta = self.random.capture()
+        state, entries, plain = pack_state(self._walker.state_dict())
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in self._walker.param_groups]
+        return Record(
+            "keyframes",
+            self.step,
+            arrays | state,
+            {"random": meta, "state": entries, "plain": plain, "groups": groups, "phase": self._phase},
+        )
+
+    def restore(self, step: int, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:
+        """Stand where a key frame of this experiment was taken.
+
+        Args:
+            step: of the key frame.
+            arrays: of the record.
+            meta: of the record.
+
+        Raises:
+            ReplayError: the key frame does not fit the experiment.
+        """
+        try:
+            self._phase, self.step = int(meta["phase"]), step
+            self._walker = self._build_walker(self._phase)
+            if isinstance(self.optimizer, Phased):
+                self.optimizer.change(self._walker)
+            else:
+                self.optimizer = self._walker
+            self.take(arrays, meta)
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise ReplayError(f"the key frame at step {step} does not fit its experiment: {error}") from error
+
+    def take(self, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any], *, walker: bool = True) -> None:
+        """Take theta, buffers, random state and, unless told not to, the walker's state from a key frame.
+
+        Args:
+            arrays: of the record.
+            meta: of the record.
+            walker: take the optimizer's state too.
+        """
+        place(self.layout, self.parameters, arrays["theta"])
+        if self.buffer_layout.size:
+            place(self.buffer_layout, select_buffers(self.model), arrays["buffers"])
+        self.random.put_back(arrays["random"], meta["random"])
+        if walker:
+            state = unpack_state(arrays, meta["state"], meta["plain"])
+            groups = [
+                group | {"params": own["params"]}
+                for group, own in zip(meta["groups"], self._walker.state_dict()["param_groups"], strict=True)
+            ]
+            self._walker.load_state_dict({"state": state, "param_groups": groups})
+            if isinstance(self.optimizer, Phased):
+                self.optimizer.change(self._walker)
+
+
+def place(layout: Layout, tensors: Mapping[str, Tensor], values: NDArray[Any]) -> None:
+    """Write a vector into named tensors.
+
+    Args:
+        layout: of the vector.
+        tensors: written in place.
+        values: [P].
+    """
+    with torch.no_grad():
+        for name, value in layout.restore(torch.from_numpy(np.array(values))).items():
+            tensors[name].copy_(value)
+
+
+def pack_state(state_dict: Mapping[str, Any]) -> tuple[dict[str, NDArray[Any]], list[Any], list[Any]]:
+    """Turn an optimizer's state into a few long arrays: one a name and dtype.
+
+    Args:
+        state_dict: of a ``torch.optim.Optimizer``.
+
+    Returns:
+        (arrays, entries [array, parameter, key, shape] in order, plain values [parameter, key, value]).
+    """
+    pieces: dict[str, list[NDArray[Any]]] = {}
+    entries: list[Any] = []
+    plain: list[Any] = []
+    for index, values in state_dict["state"].items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                array = value.detach().cpu().contiguous().numpy()
+                name = f"state_{key}_{array.dtype.name}"
+                pieces.setdefault(name, []).append(array.reshape(-1))
+                entries.append([name, index, key, list(array.shape)])
+            else:
+                plain.append([index, key, value])
+    return {name: np.concatenate(parts) for name, parts in pieces.items()}, entries, plain
+
+
+def unpack_state(arrays: Mapping[str, NDArray[Any]], entries: list[Any], plain: list[Any]) -> dict[int, dict[str, Any]]:
+    """Turn `pack_state` back.
+
+    Args:
+        arrays: name -> [n].
+        entries: which piece belongs where.
+        plain: values that are no tensors.
+
+    Returns:
+        The ``"state"`` of a state dict.
+    """
+    state: dict[int, dict[str, Any]] = {}
+    used: dict[str, int] = {}
+    for name, index, key, shape in entries:
+        first = used.get(name, 0)
+        used[name] = first + int(np.prod(shape, dtype=np.int64))
+        piece = np.array(arrays[name][first : used[name]]).reshape([int(n) for n in shape])
+        state.setdefault(int(index), {})[str(key)] = torch.from_numpy(piece)
+    for index, key, value in plain:
+        state.setdefault(int(index), {})[str(key)] = value
+    return state
+
+
+def load_data(experiment: Experiment, data_dir: Any = None) -> datasets.Dataset:
+    """Load the data of an experiment."""
+    described = experiment.data
+    return datasets.load(
+        described.dataset,
+        data_dir,
+        train=described.train,
+        test=described.test,
+        label_noise=described.label_noise,
+        noise_seed=described.noise_seed,
+    )
+
+
+def build_model(experiment: Experiment, data: datasets.Dataset) -> nn.Module:
+    """Build the network of an experiment, with the first values of its seed."""
+    try:
+        return models.build(
+            experiment.model.name,
+            inputs=tuple(data.x.shape[1:]),
+            classes=data.classes,
+            seed=derived_seed(experiment.seed, "model"),
+            **experiment.model.options,
+        )
+    except TypeError as error:
+        raise ArgumentError(f"model: {error}") from error
+
+
+def build_walker(phase: Phase, number: int, parameters: list[nn.Parameter], seed: int) -> torch.optim.Optimizer:
+    """Build the walker of a phase.
+
+    Args:
+        phase: its description.
+        number: of the phase.
+        parameters: that it moves.
+        seed: of the experiment.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ArgumentError: the walker does not take one of the options, or not its value.
+    """
+    entry = walkers[phase.walker]
+    generator = torch.Generator().manual_seed(derived_seed(seed, "walker", number))
+    if foreign := sorted(set(phase.options) - set(entry.ranges)):
+        known = ", ".join(sorted(entry.ranges))
+        raise ArgumentError(f"phases[{number}].{foreign[0]}: the walker '{phase.walker}' has no such option; it takes {known}")
+    try:
+        walker: torch.optim.Optimizer = entry.cls(parameters, lr=phase.lr, generator=generator, **phase.options)
+    except ArgumentError as error:
+        raise ArgumentError(f"phases[{number}].{error}") from error
+    return walker
