@@ -1,0 +1,159 @@
+"""What the figures share: the look, and reading of what was measured and recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from numpy.typing import NDArray
+
+from sgdscope.contracts import Evidence
+from sgdscope.errors import NotAvailableError
+from sgdscope.records import NONFINITE
+
+Array = NDArray[Any]
+PALETTE = ("#2f86c5", "#d9600f", "#109e75", "#c46fa0", "#d99a00", "#56b4e9", "#8a8a8a")
+BLUE, ORANGE, GREEN, PURPLE = PALETTE[:4]
+ALARM = "#e0303a"
+NEUTRAL = "rgba(128,128,128,0.75)"
+GRID = "rgba(128,128,128,0.22)"
+MOST_POINTS = 2000
+MOST_MARKS = 60
+Z95 = 1.959963984540054  # two-sided 95 % of the normal distribution
+
+
+def interior(valley: xr.Dataset) -> Array:
+    """Whether the minimum lies strictly between the two ends of each update.
+
+    Args:
+        valley: the measurement.
+
+    Returns:
+        [step] bool; from the variable `interior`, else 0 < alpha* < 1.
+    """
+    alpha = values(valley, "alpha_star")
+    return valley["interior"].values.astype(bool) if "interior" in valley else (alpha > 0) & (alpha < 1)
+
+
+def nonfinite_steps(steps: xr.Dataset) -> Array:
+    """The updates whose loss, gradient or parameters were not finite.
+
+    Args:
+        steps: the scalars of all updates.
+
+    Returns:
+        Step numbers, ascending; from the flags, else from an infinite loss.
+    """
+    bad = np.zeros(steps.sizes.get("step", 0), bool)
+    if "flags" in steps:
+        bad |= (steps["flags"].values.astype(np.int64) & NONFINITE) > 0
+    if "loss" in steps:
+        bad |= np.isinf(steps["loss"].values)
+    return np.asarray(steps["step"].values[bad], np.int64) if len(bad) else np.zeros(0, np.int64)
+
+
+def learning_rate(item: Evidence, window: tuple[int, int] | None = None) -> float:
+    """The learning rate of a run, or of one window of it.
+
+    Args:
+        item: the run.
+        window: (first point, last point); None for the whole run.
+
+    Returns:
+        The mean of what was recorded, else what the settings say, else NaN.
+    """
+    steps = item.steps if window is None else between(item.steps, "step", window[0], window[1] - 1)
+    values = np.asarray(steps["lr"].values, float) if "lr" in steps else np.zeros(0)
+    values = values[np.isfinite(values)]
+    if len(values):
+        return float(values.mean())
+    given = item.settings.get("lr")
+    return float(given) if isinstance(given, int | float) else float("nan")
+
+
+def name_of(item: Evidence) -> str:
+    """The name of a run: `extra["name"]`, else the experiment's, else learning rate and batch size."""
+    experiment = item.settings.get("experiment")
+    named = experiment.get("name") if isinstance(experiment, Mapping) else None
+    return str(item.extra.get("name") or named or f"lr {learning_rate(item):.3g}, {group(item)}")
+
+
+def group(item: Evidence) -> str:
+    """Walker and batch size of a run, in words."""
+    batch = item.settings.get("batch_size")
+    if batch is None and "batch_size" in item.steps and item.steps.sizes.get("step", 0):
+        recorded = np.asarray(item.steps["batch_size"].values, float)
+        batch = f"{np.nanmedian(recorded):.0f}" if np.isfinite(recorded).any() else None
+    return f"{item.settings.get('walker') or 'run'}, batch {'not recorded' if batch is None else batch}"
+
+
+def need(data: xr.Dataset | None, quantity: str, *names: str) -> xr.Dataset:
+    """The dataset, if it is there and holds these variables; else an error that says how to get them."""
+    if data is None:
+        raise NotAvailableError(f"the quantity '{quantity}' was not measured; sgdscope measure RUN {quantity} gives it")
+    missing = [name for name in names if name not in data]
+    if missing:
+        raise NotAvailableError(f"the measurement '{quantity}' holds no {', '.join(missing)}; measure it again")
+    return data
+
+
+def values(data: xr.Dataset, name: str, dim: str = "step") -> Array:
+    """A variable as float64, NaN where it does not exist."""
+    if name not in data:
+        return np.full(data.sizes.get(dim, 0), np.nan)
+    return np.asarray(data[name].values, float)
+
+
+def number(data: xr.Dataset | None, name: str) -> float:
+    """A variable without dimensions, NaN where it does not exist."""
+    return float(data[name].values) if data is not None and name in data and data[name].ndim == 0 else float("nan")
+
+
+def between(data: xr.Dataset, dim: str, first: int, last: int) -> xr.Dataset:
+    """The updates first..last, both included; curves too."""
+    for name in (dim, f"{dim}_curve"):
+        if name in data.coords:
+            data = data.isel({name: np.flatnonzero((data[name].values >= first) & (data[name].values <= last))})
+    return data
+
+
+def mark_nonfinite(figure: go.Figure, steps: xr.Dataset, rows: int) -> None:
+    """A line through each update that was not finite (the first 60 of them), with one legend in words."""
+    bad = nonfinite_steps(steps)
+    for step in bad[:MOST_MARKS]:
+        for row in range(1, rows + 1):
+            figure.add_vline(x=int(step), line={"color": ALARM, "width": 1, "dash": "dot"}, row=row, col=1)
+    if len(bad):
+        more = f", first {MOST_MARKS} marked" if len(bad) > MOST_MARKS else ""
+        text = f"{len(bad)} updates not finite{more}"
+        figure.add_annotation(
+            text=text, x=1, y=1, xref="paper", yref="paper", xanchor="right", yanchor="bottom", showarrow=False, font_color=ALARM
+        )
+
+
+def log_ticks(figure: go.Figure, axis: str) -> str | int:
+    """Ticks at 1, 2 and 5 where the data span less than two decades, else at powers of ten."""
+    values = np.concatenate([np.asarray(trace[axis], float) for trace in figure.data])
+    values = values[np.isfinite(values) & (values > 0)]
+    return "D2" if len(values) and values.max() / values.min() < 100 else 1
+
+
+def dress(figure: go.Figure, height: int) -> None:
+    """The look that all figures share."""
+    figure.update_layout(
+        template="none",
+        height=height,
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"size": 13, "color": "#777777"},
+        title={"font": {"size": 13}, "x": 0.5},
+        margin={"l": 80, "r": 20, "t": 20, "b": 55},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.01, "xanchor": "left", "x": 0, "bgcolor": "rgba(0,0,0,0)"},
+        hovermode="closest",
+    )
+    axis = {"gridcolor": GRID, "zeroline": False, "showline": True, "linecolor": NEUTRAL, "ticks": "outside", "ticklen": 4}
+    figure.update_xaxes(**axis, tickcolor=NEUTRAL, automargin=True)
+    figure.update_yaxes(**axis, tickcolor=NEUTRAL, automargin=True)
