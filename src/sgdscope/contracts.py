@@ -292,6 +292,29 @@ class Variable:
     flags: str = ""
 
 
+def declare(
+    table: str, *, sources: Mapping[str, str], reasons: Mapping[str, str], flags: Mapping[str, str] | None = None
+) -> dict[str, Variable]:
+    """Read the variables of a quantity from a table.
+
+    Args:
+        table: a line each, ``name; dims; units; error; source; reason; long name``; dims are separated by blanks.
+        sources: key in the table -> source.
+        reasons: key in the table -> reason; an empty key means that the outcome is always ok.
+        flags: name of an int8 variable -> meanings of its values.
+
+    Returns:
+        Name -> what is declared of it.
+    """
+    declared = {}
+    for line in table.strip().splitlines():
+        name, dims, units, error, source, reason, text = line.split("; ", 6)
+        kind: Any = error
+        why, meanings = reasons[reason] if reason else "", (flags or {}).get(name, "")
+        declared[name] = Variable(tuple(dims.split()), units, text, sources[source], kind, why, meanings)
+    return declared
+
+
 def measurement(
     declared: Mapping[str, Variable], values: Mapping[str, Any], coords: Mapping[str, tuple[str, Any, str]]
 ) -> xr.Dataset:
