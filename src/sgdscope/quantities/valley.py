@@ -1,7 +1,4 @@
-"""The valley under the walk: the loss along each update, its floor, its walls and the height above the floor.
-
-phi_t(alpha) = L(theta_t + alpha d_t), d_t = theta_{t+1} - theta_t. All arithmetic on losses is in float64.
-"""
+"""The valley under the walk: the loss along each update, its floor, its walls and the height above the floor."""
 
 from __future__ import annotations
 
@@ -25,8 +22,8 @@ Array = NDArray[np.float64]
 Row = dict[str, float]
 
 THREE = (0.0, 0.5, 1.0)
+START, _, END = np.eye(3)
 SLOPE, BEND = np.array([-3.0, 4.0, -1.0]), np.array([2.0, -4.0, 2.0])  # a1, a2 from phi(0), phi(1/2), phi(1)
-START, END = np.eye(3)[0], np.eye(3)[2]
 ROUNDING = 4.0  # units of eps |phi| allowed to one mean loss; sums of losses get it times the sum of their |coefficients|
 DESCENT = 1e-6  # largest |d + lr g| / |d| at which an update counts as d = -lr g, beside rounding (DESIGN, "Lines")
 RESAMPLES = 400  # of the bootstrap behind the window's standard errors: their own error is 4 %
@@ -100,8 +97,6 @@ curve_argmin; step_curve; 1; bound; curve; level; alpha of the lowest point of t
 alpha_20; step_curve; 1; bound; even; even; smallest alpha found with phi(alpha) >= 1.2 phi(0)
 """
 _FLAGS = {"own_batch": "met not_asked not_minus_lr_g no_loss no_batch loss_differs", "interior": "no yes", "convex": "no yes"}
-
-
 _VARIABLES = declare(_TABLE, sources=_SOURCES, reasons=_REASONS, flags=_FLAGS)
 
 
@@ -119,7 +114,7 @@ def valley(
     curve: bool | int | str = True,
     alphas: Sequence[float] | None = None,
     tolerance: float = 1e-3,
-    break_even: bool | float = False,
+    break_even: bool | int = False,
     own_batch: bool = True,
     projection: bool | int = False,
     epsilon: float = 1e-2,
@@ -177,27 +172,18 @@ def valley(
     if surface is None:
         raise ArgumentError("surface: the valley is measured on a loss surface, got None; make one with sgdscope.LossSurface")
     grid = _grid(alphas)
-    budgets = {
-        "window": window,
-        "curve": _count(curve, window),
-        "projection": _count(projection, 100),
-        "decay": _count(decay, 30),
-    }
-    for name, count in {**budgets, "tolerance": tolerance, "break_even": _count(break_even, 64)}.items():
-        if not count >= (name == "window") or (name in budgets and count != int(count)):
-            raise ArgumentError(
-                f"{name}: expected {'an integer' if name in budgets else 'a number'} >= 0 (window: 1), got {count!r}"
-            )
-    if not 0 < epsilon < 1:
-        raise ArgumentError(f"epsilon: expected a number in (0, 1), got {epsilon!r}")
-    work = _Work(trajectory, surface, grid, tolerance, _count(break_even, 64), own_batch, _count(curve, window))
+    if not (tolerance >= 0 and 0 < epsilon < 1):
+        raise ArgumentError(f"tolerance, epsilon: expected >= 0 and in (0, 1), got {tolerance!r}, {epsilon!r}")
+    window, slide, branch = _count("window", window, 0), _count("projection", projection, 100), _count("decay", decay, 30)
     spans = windows(trajectory.snapshot_steps, window)
+    curves, highest = _count("curve", curve, window), _count("break_even", break_even, 64)
+    work = _Work(trajectory, surface, grid, tolerance, highest, own_batch, curves)
     for first, last in spans:
         work.window(first, last)
-        work.descend(last, _count(projection, 100), epsilon, _count(decay, 30))
+        work.descend(last, slide, epsilon, branch)
     coords = {
-        "step": ("step", np.array(work.steps, np.int64), "update t"),
-        "step_curve": ("step_curve", np.array(work.curve_steps, np.int64), "update t with a curve"),
+        "step": ("step", np.array([r["step"] for r in work.rows], np.int64), "update t"),
+        "step_curve": ("step_curve", np.array([s["step"] for s in work.shapes], np.int64), "update t with a curve"),
         "alpha": ("alpha", grid, "position along the update: theta_t + alpha d_t"),
         "window_first": ("window", np.array([a for a, _ in spans], np.int64), "first point of the window"),
         "window_last": ("window", np.array([b for _, b in spans], np.int64), "last point of the window"),
@@ -205,9 +191,12 @@ def valley(
     return measurement(_VARIABLES, work.values(), coords)
 
 
-def _count(option: Any, default: int) -> Any:
-    """What True (or "bursts") and False mean for an option that is a number."""
-    return default if option is True or option == "bursts" else 0 if option is False else option
+def _count(name: str, option: Any, default: int) -> int:
+    """Read an option that is a number, True (or "bursts") for its default, or False for none."""
+    count = default if option is True or option == "bursts" else option
+    if isinstance(count, str) or not count >= (name == "window") or count != int(count):
+        raise ArgumentError(f"{name}: expected an integer >= {int(name == 'window')}, True or False, got {option!r}")
+    return int(count)
 
 
 def _grid(alphas: Sequence[float] | None) -> Array:
@@ -290,14 +279,6 @@ def _lobatto(low: float, high: float, n: int) -> Array:
     return np.round((low + high) / 2 - (high - low) / 2 * np.cos(np.arange(n + 1) * np.pi / n), 12)
 
 
-def _tail(coefficients: NDArray[Any]) -> tuple[float, float]:
-    """Size of the last pair of Chebyshev coefficients, and the estimated sum of all that were cut off."""
-    c = np.abs(coefficients)
-    last, before = float(c[-2:].max()), float(c[-4:-2].max())
-    ratio = last / before if before > 0 else float(last > 0)
-    return last, last * ratio / (1 - ratio) if ratio < 0.5 else np.inf
-
-
 def _bends(alphas: Array, values: Array) -> Array:
     """Twice the chord of the neighbours minus the value: the second difference on an even grid."""
     left = (alphas[2:] - alphas[1:-1]) / (alphas[2:] - alphas[:-2])
@@ -312,17 +293,16 @@ def _barrier(segment: _Segment, alphas: Array, values: Array) -> float:
 def _curve(segment: _Segment, alphas: Array, tolerance: float, floor: float) -> tuple[Array, float]:
     """The curve and its error: through 5 nodes, through 9, or evaluated everywhere."""
     low, high = float(alphas[0]), float(alphas[-1])
-    for n in (4, 8) if tolerance > 0 and len(alphas) > 5 else ():
+    for n in (4, 8) if tolerance > 0 else ():
         if n + 1 >= len(alphas):
             break
-        nodes = _lobatto(low, high, n)
-        at_nodes = segment.ask(nodes)
+        at_nodes = segment.ask(_lobatto(low, high, n))
         if not np.isfinite(at_nodes).all():
             break
-        unit = -np.cos(np.arange(n + 1) * np.pi / n)
-        coefficients = np.linalg.solve(chebyshev.chebvander(unit, n), at_nodes)
-        last, error = _tail(coefficients)
-        if last <= 2 * floor:
+        coefficients = np.linalg.solve(chebyshev.chebvander(_lobatto(-1, 1, n), n), at_nodes)
+        tail, before = np.abs(coefficients[-2:]).max(), np.abs(coefficients[-4:-2]).max()
+        error = tail * tail / (before - tail) if before > 2 * tail else np.inf  # E q / (1 - q)
+        if tail <= 2 * floor:
             error = 2 * floor
         elif error > tolerance * np.ptp(at_nodes):
             continue
@@ -336,8 +316,8 @@ def _curve(segment: _Segment, alphas: Array, tolerance: float, floor: float) -> 
 
 
 def _shape(segment: _Segment, alphas: Array, row: Row, tolerance: float) -> dict[str, Any]:
-    values, error = _curve(segment, alphas, tolerance, row["rounding"])
     floor = row["rounding"]
+    values, error = _curve(segment, alphas, tolerance, floor)
     result: dict[str, Any] = {"curve": values, "curve_error": error, "curve_points": len(segment.values), "convex": 0.0}
     result |= dict.fromkeys(("r2", "cubic", "cubic_ratio", "barrier", "curve_argmin"), np.nan)
     if not np.isfinite(values).all():
@@ -353,10 +333,9 @@ def _shape(segment: _Segment, alphas: Array, row: Row, tolerance: float) -> dict
 
 
 def _break_even(segment: _Segment, maximum: float) -> float:
-    level = 1.2 * segment.values[0.0]
+    low, high, level = 0.0, 1.0, 1.2 * segment.values[0.0]
     if not (maximum and level > 0):
         return np.nan
-    low, high = 0.0, 1.0
     while not segment.ask([high])[0] >= level:
         low, high = high, 2 * high
         if high > maximum:
@@ -378,8 +357,6 @@ class _Work:
     break_even: float
     own: bool
     curves: int
-    steps: list[int] = field(default_factory=list)
-    curve_steps: list[int] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     shapes: list[dict[str, Any]] = field(default_factory=list)
     spans: list[Row] = field(default_factory=list)
@@ -389,15 +366,14 @@ class _Work:
         self.table = self.trajectory.steps
         self.surface_eps = _eps(self.surface.fingerprint().get("dtype", "float64"))
         self.eps = max([_eps(name) for name in self.trajectory.header.layout.dtypes], default=self.surface_eps)
-        few = self.tolerance > 0 and len(self.alphas) > 5
-        nodes = _lobatto(float(self.alphas[0]), float(self.alphas[-1]), 4) if few else self.alphas
+        low, high = float(self.alphas[0]), float(self.alphas[-1])
+        nodes = _lobatto(low, high, 4) if self.tolerance and len(self.alphas) > 5 else self.alphas
         self.nodes = [float(a) for a in nodes if abs(a - 1) > 1e-12]
 
     def window(self, first: int, last: int) -> None:
         """Measure the updates first..last - 1; three points are held at a time."""
         begin, used = len(self.rows), 0
-        before: _Segment | None = None
-        point, buffers = self._point(first)
+        before, (point, buffers) = None, self._point(first)
         for t in range(first, last):
             following, following_buffers = self._point(t + 1)
             segment = _Segment(self.surface, point, following - point, (buffers, following_buffers) if buffers else None)
@@ -418,10 +394,8 @@ class _Work:
         row = segment.parabola(self.surface_eps)
         if step - first < self.curves:
             shape = _shape(segment, self.alphas, row, self.tolerance)
-            self.shapes.append(shape | {"alpha_20": _break_even(segment, self.break_even)})
-            self.curve_steps.append(step)
-        self.rows.append(row | self._own_batch(segment, step))
-        self.steps.append(step)
+            self.shapes.append(shape | {"step": step, "alpha_20": _break_even(segment, self.break_even)})
+        self.rows.append(row | self._own_batch(segment, step) | {"step": step})
         return segment.evaluations
 
     def _own_batch(self, segment: _Segment, step: int) -> Row:
