@@ -1,0 +1,424 @@
+"""LossSurface: value, gradient and per-example losses at any theta; the loss along a line."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sgdscope.errors import ArgumentError
+from sgdscope.records import Line
+from sgdscope.surface.data import Batches, Weight, at_least_two, collect, count, cut, leading, map_tensors
+from sgdscope.surface.examples import Way, decide, losses_of
+from sgdscope.surface.private import Loss, Mode, PrivateModel, undisturbed
+from sgdscope.surface.proof import SEED, generic_point, prove
+
+BatchNorm = Literal["eval", "batch", "recalibrate"]
+Buffers = Mapping[str, Tensor]
+
+CPU_MEMORY = 16 * 2**20  # bytes of activations a batch: on one core 64 examples of a small CNN and 1024 of an MLP were fastest
+CUDA_MEMORY = 2**30
+LARGEST_BATCH = 4096
+STATISTICS_BATCH = 256  # where the batch size changes the value (BatchNorm on batch statistics)
+PROOF_EXAMPLES = 64
+
+
+class LossSurface:
+    """The mean loss of a data set as a function of theta, on a private copy of the model.
+
+    L(theta) = sum_b w_b l_b(theta) / sum_b w_b + (weight_decay / 2) |theta|^2, where l_b is the loss of batch b in the
+    fixed order (the mean of a 1-D loss) and w_b its weight; sums in float64. The user's model, its gradients, modes, hooks and
+    all random states are left as they are. Dropout is off. A loss that is NaN or infinite is returned as such, not raised.
+
+    At construction the surface proves itself (`proof.prove`) on up to 64 examples. Memory: the copy of the model and a copy
+    of the data.
+
+    Args:
+        model: any module; wrappers of ``torch.compile`` and data parallel are stripped. User hooks are not copied.
+        loss: ``loss(model, batch)``: the mean loss of one batch, or one loss per example [B].
+        data: a map-style Dataset, a tensor, a tuple or dict of tensors (cut into batches), a DataLoader or a list of batches
+            (taken as they are, once). A tuple of tensors is a data set, a list is a list of batches.
+        parameters: shell patterns of the names that make up theta; the others keep the values they have now.
+        batchnorm: ``"eval"``: running statistics from `buffers`, or those of the model now; ``"batch"``: each batch's own
+            statistics, running ones not used; ``"recalibrate"``: running statistics estimated anew at each theta in a first
+            pass (weighted mean over the batches of their means and unbiased variances), then used; the gradient
+            holds them fixed. Layers that are frozen in eval mode inside a model in training mode stay in eval mode.
+        dtype: converts the copy and floating point data, such as ``torch.float64``; None keeps them.
+        device: where to evaluate; None for the device of the model.
+        weight: batch -> positive number, such as its number of tokens; None for its number of examples.
+        weight_decay: >= 0, of the chosen parameters; part of value, gradient, lines and each example's loss.
+        memory: bytes of activations that a batch cut from tensors or a Dataset may hold; None for 16 MiB (1 GiB on
+            CUDA), with at most 256 examples where BatchNorm's statistics depend on it.
+        group: a process group: each process passes its own part of the data and all call together; None for this process alone.
+
+    Attributes:
+        layout: names and shapes of theta.
+
+    Raises:
+        ArgumentError: an argument is out of range or of no known kind.
+        DataError: the data are empty, of one example, or inconsistent.
+        SurfaceError: the model cannot be copied, or the loss failed its proof.
+
+    Example:
+        >>> model = nn.Linear(3, 1)
+        >>> x, y = torch.randn(50, 3), torch.randn(50, 1)
+        >>> surface = LossSurface(model, lambda model, batch: ((model(batch[0]) - batch[1]) ** 2).mean(), (x, y))
+        >>> abs(surface.value(surface.theta()) - ((model(x) - y) ** 2).mean().item()) < 1e-6
+        True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        data: Any,
+        *,
+        parameters: str | Sequence[str] | None = None,
+        batchnorm: BatchNorm = "eval",
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        weight: Weight | None = None,
+        weight_decay: float = 0.0,
+        memory: int | None = None,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        _check_arguments(model, loss, batchnorm, dtype, weight_decay, memory)
+        examples = count(data)
+        self._batchnorm: BatchNorm = batchnorm
+        self._dtype, self._decay, self._group = dtype, float(weight_decay), group
+        self._way: Way | None = None
+        self._hash: str | None = None
+        self._name = getattr(loss, "__name__", type(loss).__name__)
+        own = next(model.parameters(), None)
+        home = torch.device(device) if device is not None else own.device if own is not None else torch.device("cpu")
+        with undisturbed(home, grad=True):
+            self._net = PrivateModel(model, loss, parameters, dtype, device)
+            self.layout = self._net.layout
+            items: Iterable[Any] = collect(data) if examples is None else cut(data, self._batch_size(data, examples, memory))
+            self._batches = Batches.of((self._adopt(item) for item in items), weight)
+            self._total = float(self._sum(np.array([self._batches.weights.sum()]))[0])
+            self._examples = self._count()
+            at_least_two(self._examples)
+            first = self._batches.items[0] if examples is None else self._adopt(cut(data, PROOF_EXAMPLES)[0])
+            self._proof = prove(self._net, first, leading(first), self._mode)
+
+    # --- construction ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _mode(self) -> Mode:
+        return "batch" if self._batchnorm == "batch" else "eval"
+
+    def _adopt(self, batch: Any) -> Any:
+        """Copy a batch to the surface's device and, floating point parts, to its dtype."""
+
+        def move(tensor: Tensor) -> Tensor:
+            dtype = self._dtype if self._dtype is not None and tensor.is_floating_point() else tensor.dtype
+            return tensor.detach().to(self._net.device, dtype, copy=True)
+
+        return map_tensors(move, batch)
+
+    def _batch_size(self, data: Any, examples: int, memory: int | None) -> int:
+        """How many examples a batch takes: the activations that autograd would keep, held against the memory."""
+        if self._batchnorm == "batch" and memory is None:
+            return STATISTICS_BATCH
+        probe = self._adopt(cut(data, 32)[0])
+        kept: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        self._net.set_mode(self._mode)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            self._net.call(probe, leading(probe))
+        fixed = {t.untyped_storage().data_ptr() for t in (*self._net.module.parameters(), *self._net.buffers)}
+        one = sum(size for place, size in kept.items() if place not in fixed) / min(32, examples)
+        limit = memory or (CUDA_MEMORY if self._net.device.type == "cuda" else CPU_MEMORY)
+        size: int = 2 ** max(0, math.floor(math.log2(max(limit / max(one, 1.0), 1.0))))
+        return min(size, LARGEST_BATCH if self._batchnorm != "batch" else STATISTICS_BATCH)
+
+    def _sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Add up over the process group."""
+        if self._group is None:
+            return values
+        total = torch.from_numpy(values).to(self._net.device)
+        dist.all_reduce(total, group=self._group)
+        return np.asarray(total.cpu())
+
+    def _gather(self, value: Any) -> list[Any]:
+        """The value of every process, in their order."""
+        if self._group is None:
+            return [value]
+        values: list[Any] = [None] * dist.get_world_size(self._group)
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def _count(self) -> int | None:
+        counts = self._gather(self._batches.examples)
+        return sum(counts) if None not in counts else None
+
+    # --- points -----------------------------------------------------------------------------------------------------------
+
+    def _vector(self, values: Tensor, argument: str) -> Tensor:
+        """A vector of the user's, checked, in float64 on the surface's device."""
+        if not isinstance(values, Tensor) or not values.is_floating_point():
+            kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+            raise ArgumentError(f"{argument}: expected a floating point tensor of shape ({self.layout.size},), got {kind}")
+        if values.shape != (self.layout.size,):
+            raise ArgumentError(
+                f"{argument}: expected shape ({self.layout.size},), {len(self.layout.names)} parameters in one vector, "
+                f"got {tuple(values.shape)}"
+            )
+        return values.detach().to(self._net.device, torch.float64)
+
+    def _state(self, buffers: Buffers | None) -> Buffers:
+        """The buffers of a point, checked; those of the model at construction where none are given."""
+        if not buffers:
+            return self._net.start_buffers
+        self._net.buffer_layout.check({name: tuple(b.shape) for name, b in buffers.items()}, "buffers")
+        return buffers
+
+    def _place(self, point: Tensor, buffers: Buffers) -> None:
+        """Put the private model at a point, in its mode."""
+        self._net.write(point)
+        self._net.write_buffers(buffers)
+        if self._batchnorm == "recalibrate" and self._net.normalised:
+            self._recalibrate()
+        self._net.set_mode(self._mode)
+
+    @torch.no_grad()
+    def _recalibrate(self) -> None:
+        self._net.start_gathering()
+        so_far = 0.0
+        for item, size, weight in zip(self._batches.items, self._batches.sizes, self._batches.weights, strict=True):
+            so_far += weight
+            with self._net.averaging(weight / so_far):
+                self._net.call(item, size)
+        if self._group is not None:
+            for norm, _ in self._net.norms:
+                for statistic in (norm.running_mean, norm.running_var):
+                    if statistic is not None:
+                        statistic.mul_(so_far / self._total)
+                        dist.all_reduce(statistic, group=self._group)
+
+    def _penalty(self, point: Tensor) -> float:
+        """(weight_decay / 2) |theta|^2, theta rounded as the parameters are."""
+        if self._decay == 0:
+            return 0.0
+        return 0.5 * self._decay * float(point.to(self.layout.storage_dtype).double().square().sum())
+
+    def _sweep(self, point: Tensor, buffers: Buffers, way: Way) -> tuple[float, NDArray[np.float64]]:
+        """The value at a point and the losses [M] of the units: examples, or batches where the way is ``"batches"``."""
+        self._place(point, buffers)
+        parts = [losses_of(self._net, b, n, way) for b, n in zip(self._batches.items, self._batches.sizes, strict=True)]
+        means = torch.stack([part.mean() for part in parts]).cpu().numpy()
+        penalty = self._penalty(point)
+        value = float(self._sum(np.array([means @ self._batches.weights]))[0]) / self._total + penalty
+        return value, np.concatenate(self._gather(torch.cat(parts).cpu().numpy())) + penalty
+
+    def _unit_weights(self, way: Way) -> NDArray[np.float64]:
+        """The weight of each unit, summing to 1."""
+        sizes = np.ones(len(self._batches.sizes), int) if way == "batches" else np.array(self._batches.sizes)
+        own = np.repeat(self._batches.weights / sizes, sizes)
+        return np.concatenate(self._gather(own)) / self._total
+
+    # --- what is measured ---------------------------------------------------------------------------------------------------
+
+    def theta(self) -> Tensor:
+        """The chosen parameters of the model at construction, [P], a copy in their widest dtype."""
+        return self._net.start.clone()
+
+    def value(self, theta: Tensor, buffers: Buffers | None = None) -> float:
+        """Evaluate L(theta), as in the class docstring; cost: one pass over the data (two with ``"recalibrate"``).
+
+        Args:
+            theta: [P].
+            buffers: name -> buffer, as `Trajectory.buffers` gives them; None or empty for those of the model at construction.
+
+        Returns:
+            The mean loss; NaN or infinite where it is.
+        """
+        point, state = self._vector(theta, "theta"), self._state(buffers)
+        with undisturbed(self._net.device, grad=False):
+            return self._sweep(point, state, "loss" if self._way == "loss" else "batches")[0]
+
+    def value_and_grad(self, theta: Tensor, buffers: Buffers | None = None) -> tuple[float, Tensor]:
+        """Evaluate L(theta) and its gradient, accumulated over batches in float64.
+
+        Args:
+            theta: [P].
+            buffers: as in `value`.
+
+        Returns:
+            The mean loss, and the gradient [P] in the layout's storage dtype on the device of theta; zero for unused parameters.
+
+        Raises:
+            SurfaceError: the loss has no gradient here.
+        """
+        point, state = self._vector(theta, "theta"), self._state(buffers)
+        gradient = torch.zeros(self.layout.size, dtype=torch.float64, device=self._net.device)
+        total = 0.0
+        with undisturbed(self._net.device, grad=True):
+            self._place(point, state)
+            for item, size, weight in zip(self._batches.items, self._batches.sizes, self._batches.weights, strict=True):
+                mean = self._net.call(item, size).double().mean()
+                for where, part in zip(self.layout.slices, self._net.gradient(mean), strict=True):
+                    if part is not None:
+                        gradient[where].add_(part.reshape(-1), alpha=weight)
+                total += weight * float(mean.detach())
+            if self._group is not None:
+                dist.all_reduce(gradient, group=self._group)
+        rounded = point.to(self.layout.storage_dtype).double()
+        gradient = gradient / self._total + self._decay * rounded
+        value = float(self._sum(np.array([total]))[0]) / self._total + self._penalty(point)
+        return value, gradient.to(theta.device, self.layout.storage_dtype)
+
+    @property
+    def per_example(self) -> Way:
+        """How the loss of each example is had: ``"loss"`` (it is 1-D), ``"vmap"``, ``"loop"``, or not at all: ``"batches"``."""
+        if self._way is None:
+            with undisturbed(self._net.device, grad=False):
+                self._place(generic_point(self._net, 0.1, torch.Generator().manual_seed(SEED)), self._net.start_buffers)
+                way = decide(self._net, self._batches, mixes=self._batchnorm == "batch" and self._net.normalised)
+            ways = set(self._gather(way))
+            self._way = way if len(ways) == 1 else "batches"
+        return self._way
+
+    def losses(self, theta: Tensor, buffers: Buffers | None = None) -> Tensor:
+        """Evaluate the loss of each example, in the order of the data; weighted by the weights of `along` their mean is L(theta).
+
+        Where the loss cannot be parted into examples (`per_example` is ``"batches"``) these are the means of the batches.
+
+        Args:
+            theta: [P].
+            buffers: as in `value`.
+
+        Returns:
+            [N] float64 on the CPU, or [batches].
+        """
+        point, state, way = self._vector(theta, "theta"), self._state(buffers), self.per_example
+        with undisturbed(self._net.device, grad=False):
+            return torch.from_numpy(self._sweep(point, state, way)[1])
+
+    def along(
+        self,
+        theta: Tensor,
+        direction: Tensor,
+        alphas: Sequence[float],
+        buffers: tuple[Buffers, Buffers] | None = None,
+    ) -> Line:
+        """Evaluate phi(alpha) = L(theta + alpha direction), the sum taken in float64 and rounded to the parameters' dtype.
+
+        Buffers are (1 - a) b_0 + a b_1 with a = alpha clipped to [0, 1]; integer ones come from the nearer end.
+        Where examples would have to be evaluated one by one, the samples are the means of the batches.
+
+        Args:
+            theta: [P].
+            direction: [P]; in float64 phi(1) of a step is bit-equal to phi(0) of the next.
+            alphas: [A], finite, at least one.
+            buffers: those at alpha = 0 and at alpha = 1; None for those of the model at construction.
+
+        Returns:
+            The line; cost: A passes over the data (2 A with ``"recalibrate"``).
+
+        Raises:
+            ArgumentError: a vector has another shape, or the alphas are empty or not finite.
+        """
+        start, step = self._vector(theta, "theta"), self._vector(direction, "direction")
+        grid = np.asarray(alphas, np.float64)
+        if grid.ndim != 1 or not grid.size or not np.isfinite(grid).all():
+            raise ArgumentError(f"alphas: expected at least one finite number, in one dimension, got {alphas!r}")
+        pair = None if buffers is None else (self._state(buffers[0]), self._state(buffers[1]))
+        way: Way = self.per_example if self.per_example in {"loss", "vmap"} else "batches"
+        with undisturbed(self._net.device, grad=False):
+            found = [self._sweep(torch.add(start, step, alpha=float(a)), self._between(pair, float(a)), way) for a in grid]
+        return Line(
+            alphas=grid,
+            values=np.array([value for value, _ in found]),
+            samples=np.stack([samples for _, samples in found]),
+            weights=self._unit_weights(way),
+            unit="batch" if way == "batches" else "example",
+            evaluations=len(grid) * (2 if self._batchnorm == "recalibrate" and self._net.normalised else 1),
+        )
+
+    def _between(self, pair: tuple[Buffers, Buffers] | None, alpha: float) -> Buffers:
+        """The buffers at alpha on the segment."""
+        if pair is None:
+            return self._net.start_buffers
+        share = min(max(alpha, 0.0), 1.0)
+        return {
+            name: torch.lerp(pair[0][name].double(), pair[1][name].double(), share)
+            if pair[0][name].is_floating_point()
+            else pair[int(share >= 0.5)][name]
+            for name in self._net.buffer_layout.names
+        }
+
+    def on_batch(self, batch: Any) -> LossSurface:
+        """The same surface on one batch in training mode: BatchNorm on the batch's own statistics, dropout off, no weights.
+
+        It shares the private copy and is cheap; one example is enough.
+
+        Args:
+            batch: as the loss takes it.
+
+        Returns:
+            The surface; its value is the training loss of that batch (plus the weight decay).
+        """
+        other = copy.copy(self)
+        way = self.per_example
+        other._batches = Batches.of((self._adopt(batch),), lambda _: 1.0)
+        other._batchnorm, other._group, other._total, other._hash = "batch", None, 1.0, None
+        other._examples = other._batches.examples
+        parted = way == "loss" or (other._examples is not None and not self._net.normalised)
+        other._way = way if parted else "batches"
+        return other
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Describe what is measured on.
+
+        Returns:
+            JSON types: ``examples`` (None where they cannot be counted), ``batches``, ``batch_size`` (the largest), ``data``
+            (xxh3 of all tensors), ``batchnorm``, ``dtype``, ``weight_decay``, ``per_example``, ``parameters`` (P),
+            ``loss`` (its name), ``proof`` (in which precision the gradient was proved at construction).
+        """
+        if self._hash is None:
+            self._hash = "-".join(self._gather(self._batches.hash()))
+        return {
+            "examples": self._examples,
+            "batches": sum(self._gather(len(self._batches.items))),
+            "batch_size": max((size for size in self._batches.sizes if size is not None), default=None),
+            "data": self._hash,
+            "batchnorm": self._batchnorm,
+            "dtype": "+".join(sorted(set(self.layout.dtypes))),
+            "weight_decay": self._decay,
+            "per_example": self.per_example,
+            "parameters": self.layout.size,
+            "loss": self._name,
+            "proof": self._proof,
+        }
+
+
+def _check_arguments(
+    model: Any, loss: Any, batchnorm: str, dtype: torch.dtype | None, weight_decay: float, memory: int | None
+) -> None:
+    """Refuse what cannot be meant, before anything is copied."""
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if not callable(loss):
+        raise ArgumentError(f"loss: expected a callable loss(model, batch), got {type(loss).__name__}")
+    if batchnorm not in get_args(BatchNorm):
+        raise ArgumentError(f"batchnorm: expected one of {', '.join(get_args(BatchNorm))}, got {batchnorm!r}")
+    if dtype is not None and not dtype.is_floating_point:
+        raise ArgumentError(f"dtype: expected a real floating point dtype such as torch.float64, got {dtype}")
+    if not (math.isfinite(weight_decay) and weight_decay >= 0):
+        raise ArgumentError(f"weight_decay: expected a finite number >= 0, got {weight_decay}")
+    if memory is not None and memory < 1:
+        raise ArgumentError(f"memory: expected a positive number of bytes, got {memory}")
