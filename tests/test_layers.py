@@ -9,7 +9,7 @@ ROWS = [
     {"errors"},
     {"vector", "statistics"},
     {"records", "surface", "spectra", "theory"},
-    {"contracts", "landscapes", "datasets", "models"},
+    {"contracts", "landscapes", "datasets", "models", "files"},
     {"stores"},
     {"recorder", "walkers", "ensembles", "quantities"},
     {"experiment", "measure"},
