@@ -16,22 +16,22 @@ from sgdscope.figures.look import (
     PALETTE,
     Z95,
     Array,
+    column,
     dress,
     group,
     learning_rate,
-    log_ticks,
+    log_axis,
     name_of,
     number,
-    values,
 )
 
 
 def height_against_lr(evidence: Sequence[Evidence]) -> go.Figure:
     """Draw the mean height above the floor against the learning rate, log-log, one point a window of each run.
 
-    The height of an update is the mean of L(theta_t) and L(theta_{t+1}) above the minimum of its parabola. The bar is
-    1.96 standard errors. Points of one learning rate are set apart by 3 % a window; the last window is filled. Heights
-    that are not positive have no place on this axis and are counted in the title.
+    The height of an update is the mean of L(theta_t) and L(theta_{t+1}) above the minimum of its parabola over [0, 1].
+    The bar is 1.96 standard errors. Points of one learning rate are set apart by 3 % a window; the last window is filled.
+    Heights that are not above three times the rounding of the loss are left out and counted above the figure.
 
     Args:
         evidence: the runs.
@@ -40,7 +40,7 @@ def height_against_lr(evidence: Sequence[Evidence]) -> go.Figure:
         The figure; one trace for each batch size and walker.
 
     Raises:
-        NotAvailableError: no run has a positive mean height and a learning rate.
+        NotAvailableError: no run has such a height and a learning rate.
     """
     groups: dict[str, list[tuple[float, float, float, str, bool]]] = {}
     left_out = 0
@@ -55,7 +55,7 @@ def height_against_lr(evidence: Sequence[Evidence]) -> go.Figure:
         )
     figure = go.Figure()
     for index, (name, rows) in enumerate(groups.items()):
-        lr, height, error, text, latest = (np.array(column) for column in zip(*rows, strict=True))
+        lr, height, error, text, latest = (np.array(each) for each in zip(*rows, strict=True))
         colour = PALETTE[index % len(PALETTE)]
         figure.add_trace(
             go.Scatter(
@@ -70,10 +70,12 @@ def height_against_lr(evidence: Sequence[Evidence]) -> go.Figure:
             )
         )
     dress(figure, height=440)
-    figure.update_xaxes(title_text="learning rate η", type="log", dtick=log_ticks(figure, "x"))
-    figure.update_yaxes(title_text="mean height above the floor (loss)", type="log", exponentformat="power")
+    figure.update_xaxes(title_text="learning rate η", **log_axis(figure, "x"))
+    figure.update_yaxes(title_text="mean height above the floor (loss)", **log_axis(figure, "y"), exponentformat="power")
     if left_out:
-        figure.update_layout(title_text=f"{left_out} windows without a positive height are not shown")
+        told = f"not shown: {left_out} windows whose height is not above rounding"
+        note = {"xref": "paper", "yref": "paper", "xanchor": "right", "yanchor": "bottom", "showarrow": False}
+        figure.add_annotation(text=told, x=1, y=1, **note)
     return figure
 
 
@@ -82,8 +84,9 @@ def _heights(item: Evidence) -> list[tuple[float, float, float, str, bool]]:
     valley = item.measured.get("valley")
     if valley is None or "mean_height" not in valley or "window_first" not in valley:
         return []
-    heights = values(valley, "mean_height", "window")
-    errors = np.nan_to_num(Z95 * values(valley, "mean_height_stderr", "window"))
+    heights = column(valley, "mean_height", "window")
+    heights[heights <= 3 * np.nan_to_num(column(valley, "noise_floor", "window"))] = np.nan
+    errors = np.nan_to_num(Z95 * column(valley, "mean_height_stderr", "window"))
     spans = list(zip(valley["window_first"].values, valley["window_last"].values, strict=True))
     rows = []
     for index, (first, last) in enumerate(spans):
@@ -113,7 +116,7 @@ def floor_position(evidence: Sequence[Evidence]) -> go.Figure:
     figure = go.Figure()
     for index, item in enumerate(evidence):
         valley = item.measured.get("valley")
-        alpha = np.zeros(0) if valley is None else values(valley, "alpha_star")
+        alpha = np.zeros(0) if valley is None else column(valley, "alpha_star")
         alpha = alpha[np.isfinite(alpha)]
         if not len(alpha):
             continue
@@ -175,8 +178,8 @@ def distance_law(evidence: Sequence[Evidence]) -> go.Figure:
     if not figure.data:
         raise NotAvailableError("no run has a distance from the start at two updates or more")
     dress(figure, height=480)
-    figure.update_xaxes(title_text="updates since the start, t", type="log", dtick=log_ticks(figure, "x"))
-    figure.update_yaxes(title_text="|θ<sub>t</sub> − θ<sub>0</sub>| (units of θ)", type="log", dtick=log_ticks(figure, "y"))
+    figure.update_xaxes(title_text="updates since the start, t", **log_axis(figure, "x"))
+    figure.update_yaxes(title_text="|θ<sub>t</sub> − θ<sub>0</sub>| (units of θ)", **log_axis(figure, "y"))
     return figure
 
 

@@ -34,7 +34,7 @@ def interior(valley: xr.Dataset) -> Array:
     Returns:
         [step] bool; from the variable `interior`, else 0 < alpha* < 1.
     """
-    alpha = values(valley, "alpha_star")
+    alpha = column(valley, "alpha_star")
     return valley["interior"].values.astype(bool) if "interior" in valley else (alpha > 0) & (alpha < 1)
 
 
@@ -100,11 +100,11 @@ def need(data: xr.Dataset | None, quantity: str, *names: str) -> xr.Dataset:
     return data
 
 
-def values(data: xr.Dataset, name: str, dim: str = "step") -> Array:
+def column(data: xr.Dataset, name: str, dim: str = "step") -> Array:
     """A variable as float64, NaN where it does not exist."""
     if name not in data:
         return np.full(data.sizes.get(dim, 0), np.nan)
-    return np.asarray(data[name].values, float)
+    return np.array(data[name].values, float)
 
 
 def number(data: xr.Dataset | None, name: str) -> float:
@@ -134,11 +134,15 @@ def mark_nonfinite(figure: go.Figure, steps: xr.Dataset, rows: int) -> None:
         )
 
 
-def log_ticks(figure: go.Figure, axis: str) -> str | int:
-    """Ticks at 1, 2 and 5 where the data span less than two decades, else at powers of ten."""
-    values = np.concatenate([np.asarray(trace[axis], float) for trace in figure.data])
-    values = values[np.isfinite(values) & (values > 0)]
-    return "D2" if len(values) and values.max() / values.min() < 100 else 1
+def log_axis(figure: go.Figure, axis: str) -> dict[str, Any]:
+    """A logarithmic axis with ticks at 1, 2 and 5 where the data span less than two decades, else at powers of ten."""
+    found = np.concatenate([np.asarray(trace[axis], float) for trace in figure.data])
+    found = found[np.isfinite(found) & (found > 0)]
+    if not len(found) or found.max() / found.min() >= 100:
+        return {"type": "log", "dtick": max(1, round(np.log10(found.max() / found.min()) / 6)) if len(found) else 1}
+    decades = np.arange(np.floor(np.log10(found.min())) - 1, np.ceil(np.log10(found.max())) + 1)
+    ticks = [mantissa * 10.0**decade for decade in decades for mantissa in (1, 2, 5)]
+    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:.3g}" for tick in ticks]}
 
 
 def dress(figure: go.Figure, height: int) -> None:
@@ -148,12 +152,12 @@ def dress(figure: go.Figure, height: int) -> None:
         height=height,
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        font={"size": 13, "color": "#777777"},
+        font={"size": 12, "color": "#777777"},
         title={"font": {"size": 13}, "x": 0.5},
         margin={"l": 80, "r": 20, "t": 20, "b": 55},
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.01, "xanchor": "left", "x": 0, "bgcolor": "rgba(0,0,0,0)"},
         hovermode="closest",
     )
     axis = {"gridcolor": GRID, "zeroline": False, "showline": True, "linecolor": NEUTRAL, "ticks": "outside", "ticklen": 4}
-    figure.update_xaxes(**axis, tickcolor=NEUTRAL, automargin=True)
-    figure.update_yaxes(**axis, tickcolor=NEUTRAL, automargin=True)
+    figure.update_xaxes(**axis, tickcolor=NEUTRAL, automargin=True, title_font_size=13, title_standoff=8)
+    figure.update_yaxes(**axis, tickcolor=NEUTRAL, automargin=True, title_font_size=12.5, title_standoff=8)

@@ -53,6 +53,8 @@ def scalar_series(steps: xr.Dataset, names: Sequence[str] | None = None) -> go.F
         colour = PALETTE[(row - 1) % len(PALETTE)]
         line = {"color": colour, "width": 1.3}
         figure.add_trace(go.Scatter(x=t, y=values, mode="lines", name=html.escape(name), line=line), row=row, col=1)
+        if name in {"lr", "gradient_norm", "update_norm"}:
+            figure.update_yaxes(rangemode="tozero", row=row, col=1)
         figure.update_yaxes(title_text=_axis_title(name, steps[name].attrs.get("units")), row=row, col=1)
     mark_nonfinite(figure, steps, rows=len(present))
     dress(figure, height=110 + 130 * len(present))

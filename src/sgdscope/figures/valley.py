@@ -18,11 +18,11 @@ from sgdscope.figures.look import (
     PURPLE,
     Array,
     between,
+    column,
     dress,
     interior,
     mark_nonfinite,
     need,
-    values,
 )
 
 
@@ -65,7 +65,7 @@ def valley_walk(measured: Mapping[str, xr.Dataset], steps: xr.Dataset, window: t
     figure.update_yaxes(title_text="loss", row=1, col=1)
     figure.update_yaxes(title_text="cosine of consecutive<br>gradients", row=2, col=1)
     figure.update_yaxes(title_text="distance from start<br>(units of θ)", row=3, col=1)
-    figure.update_xaxes(range=[first - 0.5, last + 0.5], showticklabels=True)
+    figure.update_xaxes(range=[first - 0.5, last + 0.5])
     figure.update_xaxes(title_text="update t, with the fraction α along each step", row=3, col=1)
     return figure
 
@@ -75,7 +75,7 @@ def _paths(valley: xr.Dataset) -> list[go.Scatter]:
     curves = _curves(valley)
     grid = np.linspace(0.0, 1.0, 11)
     traces: dict[bool, tuple[list[float], list[float]]] = {True: ([], []), False: ([], [])}
-    start, a1, a2 = (values(valley, name) for name in ("loss_start", "a1", "a2"))
+    start, a1, a2 = (column(valley, name) for name in ("loss_start", "a1", "a2"))
     end = _loss_end(valley)
     for index, step in enumerate(valley["step"].values):
         exact = int(step) in curves
@@ -110,14 +110,14 @@ def _curves(valley: xr.Dataset) -> dict[int, tuple[Array, Array]]:
 
 def _loss_end(valley: xr.Dataset) -> Array:
     """phi(1) of each update: measured, else the parabola's."""
-    modelled = values(valley, "loss_start") + values(valley, "a1") + values(valley, "a2")
-    return np.where(np.isfinite(values(valley, "loss_end")), values(valley, "loss_end"), modelled)
+    modelled = column(valley, "loss_start") + column(valley, "a1") + column(valley, "a2")
+    return np.where(np.isfinite(column(valley, "loss_end")), column(valley, "loss_end"), modelled)
 
 
 def _floor(valley: xr.Dataset) -> go.Scatter:
     """The lowest point of each update; at an end where the minimum is not strictly between."""
     steps = valley["step"].values
-    start, alpha, height = (values(valley, name) for name in ("loss_start", "alpha_star", "height_start"))
+    start, alpha, height = (column(valley, name) for name in ("loss_start", "alpha_star", "height_start"))
     end = _loss_end(valley)
     inside = interior(valley) & np.isfinite(height)
     lowest = np.where(inside, start - height, np.fmin(start, end))
@@ -138,7 +138,7 @@ def _iterates(valley: xr.Dataset) -> go.Scatter:
     steps = valley["step"].values
     return go.Scatter(
         x=np.append(steps, steps[-1] + 1),
-        y=np.append(values(valley, "loss_start"), _loss_end(valley)[-1]),
+        y=np.append(column(valley, "loss_start"), _loss_end(valley)[-1]),
         mode="markers",
         name="iterates θ<sub>t</sub>",
         marker={"color": BLUE, "size": 6.5, "line": {"color": "rgba(255,255,255,0.8)", "width": 0.8}},

@@ -90,3 +90,13 @@ def number(value: object) -> str:
     mantissa, _, exponent = f"{value:.3g}".partition("e")
     text = mantissa + (f" × 10<sup>{int(exponent)}</sup>" if exponent else "")
     return text.replace("-", "−")
+
+
+def with_error(value: float, error: float) -> str:
+    """A number with its standard error, to two digits of the error; the number alone where no error is known."""
+    if not np.isfinite(value) or not np.isfinite(error) or error <= 0:
+        return number(value)
+    digits = 1 - int(np.floor(np.log10(error)))
+    if 0 <= digits <= 5:
+        return f"{value:.{digits}f} ± {error:.{digits}f}".replace("-", "−")
+    return f"{number(value)} ± {number(error)}"

@@ -17,6 +17,7 @@ from sgdscope.records import windows
 from sgdscope.runs import open_trajectory
 
 Run = str | Path | Evidence
+UNREADABLE = (SgdscopeError, OSError, ValueError, KeyError)
 
 
 @dataclass(frozen=True)
@@ -62,22 +63,21 @@ def read(run: Run) -> Page:
 
 
 def _read_walk(path: Path) -> tuple[Mapping[str, Any], xr.Dataset, Any, tuple[str, ...]]:
-    empty, none = xr.Dataset(coords={"step": np.zeros(0, np.int64)}), np.zeros(0, np.int64)
-    try:
-        trajectory = open_trajectory(path)
-    except (SgdscopeError, OSError, ValueError, KeyError) as error:
-        return {}, empty, none, (f"The run cannot be opened: {error}",)
-    try:
-        steps = trajectory.steps.load()
-    except (SgdscopeError, OSError, ValueError, KeyError) as error:
-        return trajectory.settings, empty, trajectory.snapshot_steps, (f"The scalars of the updates cannot be read: {error}",)
-    return trajectory.settings, steps, trajectory.snapshot_steps, ()
+    """Settings, scalars, snapshot steps and problems; what can be read is read even where replay cannot be had."""
+    problems: list[str] = []
+    for opened in (open_trajectory, stores["zarr"].cls.read):
+        try:
+            trajectory = opened(path)
+            return trajectory.settings, trajectory.steps.load(), trajectory.snapshot_steps, tuple(problems)
+        except UNREADABLE as error:
+            problems.append(f"The run cannot be read: {error}")
+    return {}, xr.Dataset(coords={"step": np.zeros(0, np.int64)}), np.zeros(0, np.int64), tuple(dict.fromkeys(problems))
 
 
 def _read_measurements(path: Path) -> tuple[dict[str, xr.Dataset], tuple[str, ...]]:
     try:
         tree = stores["zarr"].cls.measurements(path)
-    except (SgdscopeError, OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         return {}, (f"The measurements cannot be read: {error}",)
     return {str(name): group.to_dataset() for name, group in tree.children.items()}, ()
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sgdscope import figures
-from sgdscope.report.page import alarm, figure, missing, number, safe
+from sgdscope.report.page import alarm, figure, missing, number, safe, with_error
 from sgdscope.report.reading import Page
 from sgdscope.report.words import WINDOW_COLUMNS, window_rows
 
@@ -104,9 +104,7 @@ def _window_table(rows: Sequence[Mapping[str, float]]) -> str:
 
 
 def _cell(name: str, row: Mapping[str, float]) -> str:
-    if name == "height" and np.isfinite(row["height_error"]):
-        return f"{number(row[name])} ± {number(row['height_error'])}"
-    return number(row[name])
+    return with_error(row[name], row["height_error"]) if name == "height" else number(row[name])
 
 
 def across(pages: Sequence[Page]) -> str:
@@ -204,8 +202,9 @@ GUIDE = (
     ),
     (
         "Height",
-        "How far the iterates lie above the floor of their own step: the mean of φ(0) − min φ and φ(1) − min φ, in units of the "
-        "loss. It is a height along one direction, a lower bound for the height above the floor of the whole valley.",
+        "How far the iterates lie above the floor of their own step: the mean of φ(0) and φ(1) minus the lowest φ(α) of "
+        "0 ≤ α ≤ 1, in units of the loss. It is a height along one direction, a lower bound for "
+        "the height above the floor of the whole valley.",
     ),
     ("Interior share", "The share of updates with a₂ &gt; 0 and 0 &lt; α* &lt; 1."),
     (
@@ -226,8 +225,8 @@ GUIDE = (
     ),
     (
         "Distance law",
-        "|θ<sub>t</sub> − θ<sub>0</sub>|² ~ t<sup>c</sup>: c = 1 is diffusion, 2 a straight walk, less than 1 a confined one; a "
-        "logarithm is a confined walk in a rough landscape.",
+        "|θ<sub>t</sub> − θ<sub>0</sub>|² ~ t<sup>c</sup>: c = 1 is diffusion, 2 a straight walk, less than 1 something "
+        "slower; a logarithm is what a random walk in a rough landscape gives (Hoffer et al. 2017).",
     ),
 )
 

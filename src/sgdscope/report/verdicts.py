@@ -29,7 +29,7 @@ def verdict_section(verdicts: Sequence[AnyVerdict]) -> str:
         '<p class="soft">Intervals are 95 % and not corrected for the number of claims: among twenty of them, one misses by '
         "chance. Thresholds were fixed before the runs. Not reproduced here does not mean that the paper is wrong.</p>"
     )
-    heads = ("claim", "verdict", "statistic", "interval", "threshold", "n", "smallest p", "regime", "reason")
+    heads = ("claim, reason and regime", "verdict", "statistic", "interval", "threshold", "n", "smallest p")
     numeric = {"statistic", "interval", "threshold", "n", "smallest p"}
     head = "".join(f'<th class="n">{name}</th>' if name in numeric else f"<th>{name}</th>" for name in heads)
     body = "".join(_verdict_row(fields(verdict)) for verdict in verdicts)
@@ -39,17 +39,19 @@ def verdict_section(verdicts: Sequence[AnyVerdict]) -> str:
 
 def _verdict_row(verdict: Mapping[str, Any]) -> str:
     low, high = (verdict.get("interval") or (None, None))[:2]
-    regime = "<br>".join(f"{safe(k)} = {number(v)}" for k, v in (verdict.get("regime") or {}).items())
+    regime = ", ".join(f"{safe(k)} {number(v)}" for k, v in (verdict.get("regime") or {}).items())
+    claim = str(verdict["claim"])
+    told = [f"<strong>{safe(claim)}</strong> {safe(_claim_sentence(claim))}"]
+    told += [f'<span class="soft">{safe(verdict["reason"])}</span>'] if verdict.get("reason") else []
+    told += [f'<span class="soft">Regime: {regime}.</span>'] if regime else []
     cells = [
-        f'<td class="wide"><strong>{safe(verdict["claim"])}</strong> {safe(_claim_sentence(str(verdict["claim"])))}</td>',
+        f'<td class="wide">{"<br>".join(told)}</td>',
         f"<td>{_answer(str(verdict['verdict']))}</td>",
         f'<td class="n">{number(verdict.get("statistic"))}</td>',
         f'<td class="n">{number(low)} to {number(high)}</td>',
         f'<td class="n">{number(verdict.get("threshold"))}</td>',
         f'<td class="n">{number(verdict.get("n"))}</td>',
         f'<td class="n">{number(verdict.get("smallest_p"))}</td>',
-        f"<td>{regime or '–'}</td>",
-        f'<td class="wide">{safe(verdict.get("reason", ""))}</td>',
     ]
     return f"<tr>{''.join(cells)}</tr>"
 

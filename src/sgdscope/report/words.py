@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from sgdscope import figures
-from sgdscope.report.page import number, safe
+from sgdscope.report.page import number, safe, with_error
 from sgdscope.report.reading import Page
 from sgdscope.report.verdicts import MARKS, AnyVerdict, fields
 
@@ -70,8 +70,7 @@ def _valley_words(row: Mapping[str, float]) -> list[str]:
             f"(median α* {number(alpha)}): {bounce}."
         )
     if np.isfinite(height):
-        error = f" ± {number(row['height_error'])}" if np.isfinite(row["height_error"]) else ""
-        words.append(f"Its mean height above the floor is {number(height)}{error}.")
+        words.append(f"Its mean height above the floor is {with_error(height, row['height_error'])}.")
     if np.isfinite(cosine):
         how = "point against each other" if cosine < 0 else "point the same way"
         words.append(f"Consecutive gradients {how} on average (cosine {number(cosine)}).")
