@@ -264,9 +264,9 @@ class LossSurface:
             SurfaceError: the loss has no gradient here.
         """
         point, state = self._vector(theta, "theta"), self._state(buffers)
-        gradient = torch.zeros(self.layout.size, dtype=torch.float64, device=self._net.device)
         total = 0.0
         with undisturbed(self._net.device, grad=True):
+            gradient = torch.zeros(self.layout.size, dtype=torch.float64, device=self._net.device)
             self._place(point, state)
             for item, size, weight in zip(self._batches.items, self._batches.sizes, self._batches.weights, strict=True):
                 mean = self._net.call(item, size).double().mean()

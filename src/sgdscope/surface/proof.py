@@ -205,7 +205,8 @@ def _check_gradient(net: PrivateModel, batch: Any, size: int | None, *, exact: b
                 break
         raise SurfaceError(
             f"loss: its gradient is not that of its values: along a test direction the slope is {found:.6g} by differences and "
-            f"{float(gradient @ direction):.6g} by autograd{worst}. Look for .detach(), torch.no_grad or a custom backward there"
+            f"{float(gradient @ direction):.6g} by autograd{worst}. Look there for .detach(), torch.no_grad, a custom "
+            "backward, or reentrant activation checkpointing (pass use_reentrant=False)"
         )
 
 
