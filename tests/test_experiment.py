@@ -56,7 +56,7 @@ def changed(path, value):
         (Decay(kind="decay", shape="sqrt", floor=0.1), {0: 0.3, 25: 0.2, 64: 0.14, 100: 0.1}),
         (
             Decay(kind="decay", shape="cosine", floor=0.1, length=40),
-            {0: 0.3, 10: 0.1 + 0.1 * (1 + math.sqrt(0.5)), 20: 0.2, 60: 0.1},
+            {0: 0.3, 10: 0.2 + 0.1 * math.sqrt(0.5), 20: 0.2, 60: 0.1},
         ),
         (CyclicBatch(kind="cyclic_batch", low=8, high=64, period=6), {0: 0.3, 3: 0.3}),
     ],
@@ -170,7 +170,7 @@ def test_epochs_become_updates():
         (("phases", 0, "batch_size"), 0, r"phases\[0\].batch_size: expected greater than 0; got 0 \(int\)"),
         (("phases", 0, "batch_size"), "all", r"phases\[0\].batch_size: expected 'full'; got 'all' \(str\)"),
         (("phases", 0, "updates"), 0, r"phases\[0\].updates: expected greater than 0; got 0 \(int\)"),
-        (("phases", 0, "epochs"), 1.0, r"phases\[0\]: expected either updates or epochs, got updates = 12 and epochs = 1.0"),
+        (("phases", 0, "epochs"), 1.0, r"phases\[0\]: expected either updates or epochs, got updates = 12"),
         (("phases", 0, "schedule"), {"kind": "step", "at": [3, 2], "values": [0.1, 0.2]}, "expected 'at' to increase"),
         (
             ("phases", 0, "schedule"),
@@ -211,7 +211,7 @@ def test_toml_files_are_read_and_their_errors_located(tmp_path):
     path.write_text(text + '[start]\nrun = "other"\nstep = 5\n')
     experiment = load_toml(path)
     assert experiment.start.run == str(tmp_path / "other")
-    assert experiment.phases[0].lr == 0.1
+    assert experiment.phases[0].lr == pytest.approx(0.1)
     path.write_text(text.replace("lr = 0.1", "lr = = 0.1"))
     with pytest.raises(ArgumentError, match=r"e.toml: not valid TOML: .*line 7"):
         load_toml(path)
@@ -221,7 +221,7 @@ def test_toml_files_are_read_and_their_errors_located(tmp_path):
     path.write_text(text.replace("lr =", "learning_rate ="))
     with pytest.raises(ArgumentError, match=r"e.toml: .*phases\[0\].lr: required, and missing"):
         load_toml(path)
-    with pytest.raises(ArgumentError, match="missing.toml: the experiment's file cannot be read: No such file"):
+    with pytest.raises(ArgumentError, match=r"missing\.toml: the experiment's file cannot be read: No such file"):
         load_toml(tmp_path / "missing.toml")
 
 
@@ -229,4 +229,4 @@ def test_nothing_of_a_description_can_be_changed_behind_its_back():
     described = deepcopy(DESCRIBED)
     experiment = Experiment(**described)
     described["phases"][0]["lr"] = 9.0
-    assert experiment.phases[0].lr == 0.2
+    assert experiment.phases[0].lr == pytest.approx(0.2)

@@ -110,9 +110,7 @@ def test_the_limit_case_is_the_simpler_walker_bit_for_bit(name):
     b = walk(second, build(simpler, second, simpler_options), batches())
     assert torch.equal(a, b)
     third = network()
-    assert not torch.equal(
-        a, walk(third, build(name, third, dict.fromkeys(options, 0.3)), batches())
-    )  # the option does something
+    assert not torch.equal(a, walk(third, build(name, third, dict.fromkeys(options, 0.3)), batches()))
 
 
 def test_sgd_without_momentum_is_the_plain_walk_bit_for_bit():

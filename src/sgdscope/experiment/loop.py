@@ -51,7 +51,7 @@ class RandomState:
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self.device = device
-        with self._borrowed():
+        with self.borrowed():
             torch.default_generator.manual_seed(derived_seed(seed, "torch"))
             if device.type == "cuda":
                 torch.cuda.default_generators[device.index or 0].manual_seed(derived_seed(seed, "torch"))
@@ -71,7 +71,8 @@ class RandomState:
             torch.cuda.set_rng_state(state[3], self.device)
 
     @contextmanager
-    def _borrowed(self) -> Generator[None]:
+    def borrowed(self) -> Generator[None]:
+        """Put the global generators back as they were, whatever happens in the block."""
         outside = self._read()
         try:
             yield
@@ -86,7 +87,7 @@ class RandomState:
             threads: of torch.
         """
         before = torch.get_num_threads()
-        with self._borrowed():
+        with self.borrowed():
             self._write(self._state)
             torch.set_num_threads(threads)
             try:
@@ -258,7 +259,7 @@ class Loop:
         """One update, unrecorded; inside `random.installed`."""
         batch = self.prepare()
         self.optimizer.zero_grad()
-        self.loss(self.model, batch).backward()
+        torch.autograd.backward(self.loss(self.model, batch))
         self.optimizer.step()
         self.step += 1
 
@@ -268,13 +269,29 @@ class Loop:
         """xxh3-64 of theta in its storage dtype."""
         digest, storage = xxhash.xxh3_64(), self.layout.storage_dtype
         for parameter in self.parameters.values():
-            digest.update(parameter.detach().to("cpu", storage).contiguous().numpy())
+            digest.update(parameter.detach().to("cpu", storage).contiguous().numpy().data)
         return digest.intdigest()
 
     def snapshot(self) -> Snapshot:
         """The point at which the loop stands; a copy."""
         buffers = self.buffer_layout.pack(select_buffers(self.model))
         return Snapshot(self.step, cpu_vector(self.layout.pack(self.parameters)), cpu_vector(buffers))
+
+    def snapshot_in_update(self) -> Snapshot:
+        """The point as a recorder keeps it: the buffers are those after the forward pass of the update that starts here.
+
+        Inside `random.installed`. The loop stands where it stood; the cost is a forward pass, if there are buffers.
+        """
+        if not self.buffer_layout.size or self.step >= self.total:
+            return self.snapshot()
+        buffers = {name: buffer.clone() for name, buffer in select_buffers(self.model).items()}
+        with self.random.borrowed():
+            self.loss(self.model, self.batch(self.step))
+        point = self.snapshot()
+        with torch.no_grad():
+            for name, buffer in select_buffers(self.model).items():
+                buffer.copy_(buffers[name])
+        return point
 
     def key_frame(self) -> Record:
         """Everything the walk from here depends on, as arrays and JSON; inside `random.installed`.
