@@ -370,7 +370,8 @@ class Recorder:
             if self._found_inf is not None:
                 self._scalars.table[number, FOUND_INF] = self._found_inf
             if self._keeps_batch() and (batch := self._pending.kept()) is not None:
-                self._keep(Record("batches", self._step, *pack_batch(batch)))
+                arrays, spec = pack_batch(batch)
+                self._keep(Record("batches", self._step, arrays, {"spec": spec}))
         row.logged, self._logged = self._logged, {}
         self._pending.clear()
         self._open = False
