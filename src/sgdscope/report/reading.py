@@ -64,14 +64,17 @@ def read(run: Run) -> Page:
 
 def _read_walk(path: Path) -> tuple[Mapping[str, Any], xr.Dataset, Any, tuple[str, ...]]:
     """Settings, scalars, snapshot steps and problems; what can be read is read even where replay cannot be had."""
-    problems: list[str] = []
+    settings, steps, points = dict[str, Any](), xr.Dataset(coords={"step": np.zeros(0, np.int64)}), np.zeros(0, np.int64)
+    problems: dict[str, None] = {}
     for opened in (open_trajectory, stores["zarr"].cls.read):
         try:
             trajectory = opened(path)
-            return trajectory.settings, trajectory.steps.load(), trajectory.snapshot_steps, tuple(problems)
+            settings, points = dict(trajectory.settings), trajectory.snapshot_steps
+            steps = trajectory.steps.load()
+            break
         except UNREADABLE as error:
-            problems.append(f"The run cannot be read: {error}")
-    return {}, xr.Dataset(coords={"step": np.zeros(0, np.int64)}), np.zeros(0, np.int64), tuple(dict.fromkeys(problems))
+            problems[f"The run cannot be read: {error}"] = None
+    return settings, steps, points, tuple(problems)
 
 
 def _read_measurements(path: Path) -> tuple[dict[str, xr.Dataset], tuple[str, ...]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sgdscope import figures
-from sgdscope.report.page import alarm, figure, missing, number, safe, with_error
+from sgdscope.report.page import alarm, figure, missing, safe, with_error
 from sgdscope.report.reading import Page
 from sgdscope.report.words import WINDOW_COLUMNS, window_rows
 
@@ -104,7 +104,7 @@ def _window_table(rows: Sequence[Mapping[str, float]]) -> str:
 
 
 def _cell(name: str, row: Mapping[str, float]) -> str:
-    return with_error(row[name], row["height_error"]) if name == "height" else number(row[name])
+    return with_error(row[name], row.get(f"{name}_error", float("nan")))
 
 
 def across(pages: Sequence[Page]) -> str:

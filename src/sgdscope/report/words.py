@@ -51,30 +51,39 @@ def _training(page: Page, updates: int) -> str:
     loss = np.asarray(steps["loss"].values, float) if "loss" in steps else np.zeros(0)
     known = loss[np.isfinite(loss)]
     tenth = max(1, len(known) // 10)
-    fell = f", batch loss {number(known[:tenth].mean())} in the first tenth and {number(known[-tenth:].mean())} in the last"
+    fell = ""
+    if len(known) > 1:
+        early, late = number(known[:tenth].mean()), number(known[-tenth:].mean())
+        fell = f", batch loss {early} in the first tenth and {late} in the last"
     words = safe(", ".join(how)) + (": " if how else "")
     away = np.asarray(steps["distance"].values, float) if "distance" in steps else np.zeros(0)
     far = f"; it ended {number(away[np.isfinite(away)][-1])} from where it began" if np.isfinite(away).any() else ""
-    return f"{words}{updates} updates{fell if len(known) > 1 else ''}{far}."
+    return f"{words}{updates} updates{fell}{far}."
 
 
 def _valley_words(row: Mapping[str, float]) -> list[str]:
-    """The last window in words."""
+    """The last window in words; where an interval leaves two answers open, so does the sentence."""
     where = f"In the last window (updates {row['first']:.0f} to {row['last'] - 1:.0f})"
-    share, alpha, height, cosine = (row[name] for name in ("interior", "alpha_star", "height", "cosine"))
     words = []
-    if np.isfinite(share):
-        bounce = "it bounces between the walls of the valley" if share > 0.5 else "most updates do not cross the floor"
+    if np.isfinite(row["interior"]):
+        side = _side(row, "interior", 0.5, ("most updates do not cross the floor", "it bounces between the walls of the valley"))
         words.append(
-            f"{where} the lowest point lies strictly between the two ends of {share:.0%} of the updates "
-            f"(median α* {number(alpha)}): {bounce}."
+            f"{where} the lowest point lies strictly between the two ends of {row['interior']:.0%} of the updates "
+            f"(median α* {number(row['alpha_star'])}): {side or 'whether most updates cross the floor cannot be told'}."
         )
-    if np.isfinite(height):
-        words.append(f"Its mean height above the floor is {with_error(height, row['height_error'])}.")
-    if np.isfinite(cosine):
-        how = "point against each other" if cosine < 0 else "point the same way"
-        words.append(f"Consecutive gradients {how} on average (cosine {number(cosine)}).")
+    if np.isfinite(row["height"]):
+        words.append(f"Its mean height above the floor is {with_error(row['height'], row['height_error'])}.")
+    if np.isfinite(row["cosine"]):
+        side = _side(row, "cosine", 0.0, ("point against each other on average", "point the same way on average"))
+        span = f", 95 % {number(row['cosine_low'])} to {number(row['cosine_high'])}" if np.isfinite(row["cosine_low"]) else ""
+        words.append(f"Consecutive gradients {side or 'show no clear sign'} (cosine {number(row['cosine'])}{span}).")
     return words
+
+
+def _side(row: Mapping[str, float], name: str, threshold: float, words: tuple[str, str]) -> str:
+    """The first words below the threshold, the second above, none where the interval contains it."""
+    low, high = (row[f"{name}_{end}"] if np.isfinite(row[f"{name}_{end}"]) else row[name] for end in ("low", "high"))
+    return words[1] if low > threshold else words[0] if high <= threshold else ""
 
 
 WINDOW_COLUMNS = (
@@ -88,27 +97,44 @@ WINDOW_COLUMNS = (
 )
 
 
+WINDOW_VALUES = {
+    "interior": ("valley", "interior_share"),
+    "interior_low": ("valley", "interior_share_low"),
+    "interior_high": ("valley", "interior_share_high"),
+    "height": ("valley", "mean_height"),
+    "height_error": ("valley", "mean_height_stderr"),
+    "gni": ("valley", "eta_gni"),
+    "gni_error": ("valley", "eta_gni_stderr"),
+    "batch_sharpness": ("valley", "eta_batch_sharpness"),
+    "batch_sharpness_error": ("valley", "eta_batch_sharpness_stderr"),
+    "cosine_low": ("motion", "gradient_cosine_low"),
+    "cosine_high": ("motion", "gradient_cosine_high"),
+    "cosine_error": ("motion", "gradient_cosine_stderr"),
+}
+
+
 def window_rows(page: Page) -> list[dict[str, float]]:
     """The numbers of each window; NaN where one was not measured."""
     valley, steps = page.valley, page.evidence.steps
     if valley is None or "window_first" not in valley:
         return []
     rows = []
-    for index, (first, last) in enumerate(page.windows):
+    for first, last in page.windows:
         row: dict[str, float] = {"first": first, "last": last}
         row["loss"] = _mean(valley, "loss_start", first, last)
         row["cosine"] = _mean(steps, "gradient_cosine", first, last)
         row["alpha_star"] = _mean(valley, "alpha_star", first, last, np.nanmedian)
-        for name, variable in (
-            ("interior", "interior_share"),
-            ("height", "mean_height"),
-            ("height_error", "mean_height_stderr"),
-            ("gni", "eta_gni"),
-            ("batch_sharpness", "eta_batch_sharpness"),
-        ):
-            row[name] = float(valley[variable].values[index]) if variable in valley else float("nan")
+        row |= {name: _of_window(page, *where, first) for name, where in WINDOW_VALUES.items()}
         rows.append(row)
     return rows
+
+
+def _of_window(page: Page, quantity: str, name: str, first: int) -> float:
+    data = page.evidence.measured.get(quantity)
+    if data is None or name not in data or "window_first" not in data:
+        return float("nan")
+    hit = np.flatnonzero(np.asarray(data["window_first"].values) == first)
+    return float(data[name].values[hit[0]]) if len(hit) else float("nan")
 
 
 def _mean(data: xr.Dataset, name: str, first: int, last: int, reduce: Callable[..., Any] = np.nanmean) -> float:
