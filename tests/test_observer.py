@@ -30,7 +30,7 @@ class Counted(nn.Module):
         if not self.training:
             return x
         self.calls += 1
-        self.seen.append((random.random(), float(np.random.rand())))
+        self.seen.append((random.random(), float(np.random.rand())))  # ruff: ignore[numpy-legacy-random]
         return x + 1e-3 * torch.randn_like(x) + 1e-4 * self.seen[-1][0]
 
 
@@ -127,7 +127,7 @@ class Nosy:
         self.header = header
 
     def write_steps(self, block):
-        np.random.rand()
+        np.random.rand()  # ruff: ignore[numpy-legacy-random]
         random.random()
 
     def write_snapshot(self, snapshot):
@@ -154,14 +154,14 @@ def live_sinks(model):
 
 
 def train(model_class, optimizer_name, recorded):
-    random.seed(1), np.random.seed(2), torch.manual_seed(5)
+    random.seed(1), np.random.seed(2), torch.manual_seed(5)  # ruff: ignore[numpy-legacy-random]
     model = model_class()
     chosen = [p for p in model.parameters() if p.requires_grad]
     optimizer = OPTIMIZERS[optimizer_name](chosen)
     loader = DataLoader(data(), batch_size=6, shuffle=True)
     points, recorder = [], None
     sinks = live_sinks(model) if recorded else []
-    random.seed(1), np.random.seed(2), torch.manual_seed(6)
+    random.seed(1), np.random.seed(2), torch.manual_seed(6)  # ruff: ignore[numpy-legacy-random]
     model.calls, model.seen = 0, []
     if recorded:
         recorder = Recorder(None, model, optimizer, loss=loss, snapshots=every(1), live=sinks, batches="bursts", store="memory")
@@ -203,8 +203,8 @@ def state(model, optimizer):
     kept["groups"] = optimizer.state_dict()["param_groups"]
     kept["counter"], kept["seen"] = model.calls, model.seen
     kept["torch"], kept["python"] = torch.get_rng_state(), random.getstate()
-    kept["numpy"] = torch.from_numpy(np.random.get_state()[1].astype(np.int64))
-    kept["numpy position"] = np.random.get_state()[2]
+    kept["numpy"] = torch.from_numpy(np.random.get_state()[1].astype(np.int64))  # ruff: ignore[numpy-legacy-random]
+    kept["numpy position"] = np.random.get_state()[2]  # ruff: ignore[numpy-legacy-random]
     return kept
 
 

@@ -110,7 +110,8 @@ class Recorder:
         self._header = Header(layout, self._buffer_layout, json.loads(json.dumps(described)))
         check_disk(path, store, self.expected_bytes)
         log.info("snapshots: %s; at most %.3g GB expected", in_words(schedule), self.expected_bytes / 1e9)
-        self._attach(path, store, resume, start_step)
+        with unseen(self._params[0].device):
+            self._attach(path, store, resume, start_step)
 
     def _attach(self, path: Any, store: str, resume: str, start_step: int | None) -> None:
         kind = stores[store].cls
@@ -133,13 +134,12 @@ class Recorder:
         self.store = kind(path, resume=resume, start_step=start if run is not None else start_step)
         self.store.begin(self._header)
         self._writer = Writer(self.store, f"the {store} store")
-        with unseen(self._scalars.device):
-            self._scalars.read_point()
-            first = self._scalars.theta
-            if run is not None and len(run.snapshot_steps) and int(run.snapshot_steps[0]) < start:
-                first = run.theta(int(run.snapshot_steps[0]))
-            self._scalars.origin.copy_(first)
-            self._keep_point(start)
+        self._scalars.read_point()
+        first = self._scalars.theta
+        if run is not None and len(run.snapshot_steps) and int(run.snapshot_steps[0]) < start:
+            first = run.theta(int(run.snapshot_steps[0]))
+        self._scalars.origin.copy_(first)
+        self._keep_point(start)
         for optimizer in self._optimizers:
             self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
             self._hooks.append(optimizer.register_step_post_hook(self._after_step))

@@ -1,0 +1,879 @@
+"""The recorder: its scalars against a slow route, every kind of loop, its schedules, budget, writer and errors."""
+
+import itertools
+import logging
+import math
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sgdscope.errors import ArgumentError, RecorderError, StoreError
+from sgdscope.recorder import Recorder, bursts, every, logarithmic
+from sgdscope.recorder.scalars import CHUNK
+from sgdscope.recorder.schedules import parse_bytes, within
+from sgdscope.recorder.watching import leading_dimension
+from sgdscope.recorder.writer import MOST_BYTES, MOST_WAITING, Writer
+from sgdscope.records import NO_GRADIENT, NO_LOSS, NONFINITE, SKIPPED, Record, Snapshot, StepBlock
+from sgdscope.stores.memory import MemoryStore
+from sgdscope.stores.zarr import ZarrStore
+
+DOUBLE = torch.float64
+
+
+def loss(model, batch):
+    x, y = batch
+    return F.mse_loss(model(x), y)
+
+
+def network(dtype=DOUBLE, width=7):
+    return nn.Sequential(nn.Linear(5, width), nn.Tanh(), nn.Linear(width, 2)).to(dtype)
+
+
+def batches(n, size=6, dtype=DOUBLE, seed=11):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [size] * n if isinstance(size, int) else size
+    return [(torch.randn(k, 5, generator=generator).to(dtype), torch.randn(k, 2, generator=generator).to(dtype)) for k in shapes]
+
+
+def flat(model):
+    return torch.cat([p.detach().reshape(-1) for p in model.parameters() if p.requires_grad]).clone()
+
+
+def gradient(model):
+    parts = [p for p in model.parameters() if p.requires_grad]
+    return torch.cat([torch.zeros(p.numel(), dtype=p.dtype) if p.grad is None else p.grad.reshape(-1) for p in parts]).clone()
+
+
+class Slow:
+    """Keeps points and gradients of the loop and computes the scalars from them as they are defined."""
+
+    def __init__(self, model):
+        self.model, self.points, self.gradients, self.losses = model, [flat(model)], [], []
+
+    def before(self, value):
+        self.losses.append(value.item())
+        self.gradients.append(gradient(self.model))
+
+    def after(self):
+        self.points.append(flat(self.model))
+
+    def columns(self, lr):
+        theta, g = torch.stack(self.points), torch.stack(self.gradients)
+        d, lr = theta[1:] - theta[:-1], torch.as_tensor(lr, dtype=theta.dtype)
+        cosine = [math.nan] + [float(F.cosine_similarity(a, b, dim=0, eps=0)) for a, b in itertools.pairwise(g)]
+        return {
+            "loss": np.array(self.losses),
+            "gradient_norm": g.norm(dim=1).numpy(),
+            "gradient_dot_update": (g * d).sum(1).numpy(),
+            "gradient_cosine": np.array(cosine),
+            "update_norm": d.norm(dim=1).numpy(),
+            "distance": (theta[:-1] - theta[0]).norm(dim=1).numpy(),
+            "descent_residual": ((d + lr * g).norm(dim=1) / d.norm(dim=1)).numpy(),
+        }
+
+
+def compare(steps, slow, lr, rtol=1e-9, residual_atol=1e-12):
+    expected = slow.columns(lr)
+    for name, values in expected.items():
+        atol = residual_atol if name == "descent_residual" else 0.0
+        np.testing.assert_allclose(steps[name].values, values, rtol=rtol, atol=atol, err_msg=name)
+
+
+def record(model, optimizer, **options):
+    options = {"loss": loss, "store": "memory", "snapshots": every(1)} | options
+    return Recorder(None, model, optimizer, **options)
+
+
+def plain_loop(model, optimizer, recorder, data, set_to_none=True, between=lambda: None):
+    slow = Slow(model)
+    for batch in recorder.watch(data):
+        optimizer.zero_grad(set_to_none=set_to_none)
+        value = recorder.loss(model, batch)
+        value.backward()
+        slow.before(value)
+        optimizer.step()
+        between()
+        slow.after()
+    return slow
+
+
+# --- the scalars -----------------------------------------------------------------------------------------------------
+
+OPTIMIZERS = {
+    "sgd": (lambda p: torch.optim.SGD(p, lr=0.13), 0.13),
+    "momentum": (lambda p: torch.optim.SGD(p, lr=0.07, momentum=0.8, nesterov=True, weight_decay=0.01), 0.07),
+    "adamw": (lambda p: torch.optim.AdamW(p, lr=0.02), 0.02),
+    "adamw fused": (lambda p: torch.optim.AdamW(p, lr=0.02, fused=True), 0.02),
+}
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_scalars_equal_their_definitions(name, set_to_none):
+    make, lr = OPTIMIZERS[name]
+    model = network()
+    optimizer = make(model.parameters())
+    with record(model, optimizer) as recorder:
+        slow = plain_loop(model, optimizer, recorder, batches(9), set_to_none)
+    trajectory = recorder.store.trajectory()
+    compare(trajectory.steps, slow, lr)
+    assert (trajectory.steps["batch_size"] == 6).all()
+    assert (trajectory.steps["lr"] == lr).all()
+    assert (trajectory.steps["flags"] == 0).all()
+    assert trajectory.snapshot_steps.tolist() == list(range(10))
+    for step, point in enumerate(slow.points):
+        assert torch.equal(trajectory.theta(step), point)
+    small = trajectory.steps["descent_residual"].values < 1e-12
+    assert small.all() if name == "sgd" else not small.any()
+
+
+def overwritten(model):
+    """After the fourth update the gradients are changed in place, so they can no longer be held without a copy."""
+    model.calls = getattr(model, "calls", 0) + 1
+    if model.calls == 4:
+        for p in model.parameters():
+            p.grad.mul_(2.0)
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_scalars_of_a_parameter_larger_than_a_chunk(set_to_none):
+    model = nn.Sequential(nn.Linear(5, 31000), nn.Tanh(), nn.Linear(31000, 2)).double()
+    assert model[0].weight.numel() > 2 * CHUNK
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.5)
+    with record(model, optimizer, snapshots=lambda step: False) as recorder:
+        slow = plain_loop(model, optimizer, recorder, batches(6), set_to_none)
+    assert recorder._scalars._fresh[0] is set_to_none
+    compare(recorder.store.trajectory().steps, slow, 0.01)
+    assert recorder.store.trajectory().snapshot_steps.tolist() == [0, 6]
+
+
+def test_a_held_gradient_that_is_overwritten_leaves_a_gap_and_no_wrong_number():
+    model = nn.Sequential(nn.Linear(5, 31000), nn.Tanh(), nn.Linear(31000, 2)).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with record(model, optimizer, snapshots=lambda step: False) as recorder:
+        slow = plain_loop(model, optimizer, recorder, batches(7), between=lambda: overwritten(model))
+    steps, expected = recorder.store.trajectory().steps, slow.columns(0.01)
+    for name, lost in (("gradient_dot_update", 3), ("gradient_cosine", 4), ("descent_residual", 3)):
+        got = steps[name].values.copy()
+        assert math.isnan(got[lost])
+        expected[name][lost] = got[lost] = 0.0
+        np.testing.assert_allclose(got, expected[name], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(steps["gradient_norm"].values, expected["gradient_norm"], rtol=1e-9)
+
+
+def test_float32_scalars_and_more_rows_than_a_block():
+    model = network(torch.float32)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with record(model, optimizer, snapshots=lambda step: False) as recorder:
+        slow = plain_loop(model, optimizer, recorder, batches(150, dtype=torch.float32))
+        recorder.flush()
+        assert recorder.stored_steps == 149
+        assert recorder.step == 150
+    compare(recorder.store.trajectory().steps, slow, 0.05, rtol=2e-5, residual_atol=1e-5)
+    assert recorder.stored_steps == 150
+
+
+def test_several_groups_have_their_own_learning_rates():
+    model = network()
+    groups = [{"params": [model[0].weight, model[2].weight], "lr": 0.11}, {"params": [model[0].bias, model[2].bias], "lr": 0.03}]
+    optimizer = torch.optim.SGD(groups, lr=1.0)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    with record(model, optimizer) as recorder:
+        plain_loop(model, optimizer, recorder, batches(5), between=scheduler.step)
+    steps = recorder.store.trajectory().steps
+    np.testing.assert_allclose(steps["lr"].values, 0.11 * 0.9 ** np.arange(5))
+    np.testing.assert_allclose(steps["lr_1"].values, 0.03 * 0.9 ** np.arange(5))
+    assert (steps["descent_residual"].values < 1e-12).all()
+
+
+def test_parameters_chosen_by_pattern():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with record(model, optimizer, parameters="*.weight") as recorder:
+        plain_loop(model, optimizer, recorder, batches(3))
+    trajectory = recorder.store.trajectory()
+    assert trajectory.header.layout.names == ("0.weight", "2.weight")
+    assert torch.equal(
+        trajectory.theta(3), torch.cat([model[0].weight.detach().reshape(-1), model[2].weight.detach().reshape(-1)])
+    )
+
+
+def test_changes_between_steps_belong_to_the_update_before():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+
+    def clip():
+        for p in model.parameters():
+            p.data.clamp_(-0.2, 0.2)
+
+    with record(model, optimizer) as recorder:
+        slow = plain_loop(model, optimizer, recorder, batches(6), between=clip)
+    compare(recorder.store.trajectory().steps, slow, 0.2)
+    assert (recorder.store.trajectory().steps["descent_residual"].values > 1e-3).any()
+
+
+def test_buffers_are_kept_with_the_point():
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with record(model, optimizer) as recorder:
+        plain_loop(model, optimizer, recorder, batches(4, dtype=torch.float32))
+    buffers = recorder.store.trajectory().buffers(4)
+    assert int(buffers["1.num_batches_tracked"]) == 4
+    assert torch.equal(buffers["1.running_mean"], model[1].running_mean)
+    assert torch.equal(recorder.store.trajectory().buffers(0)["1.running_mean"], torch.zeros(4))
+
+
+# --- kinds of loops --------------------------------------------------------------------------------------------------
+
+
+def test_lbfgs_takes_loss_and_gradient_at_the_first_evaluation():
+    model, data = network(), batches(1)[0]
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.5, max_iter=4)
+    slow, seen = Slow(model), []
+    with record(model, optimizer) as recorder:
+        for form in range(4):
+            seen.clear()
+
+            def closure(form=form):
+                optimizer.zero_grad()
+                value = recorder.loss(model, data) if form % 2 else loss(model, data)
+                value.backward()
+                if not seen:
+                    slow.before(value)
+                seen.append(value.item())
+                return value
+
+            returned = optimizer.step(closure) if form < 2 else optimizer.step(closure=closure)
+            assert returned.item() == pytest.approx(seen[0], rel=0)
+            slow.after()
+            assert len(seen) > 1
+    steps = recorder.store.trajectory().steps
+    compare(steps, slow, 0.5)
+    np.testing.assert_array_equal(steps["batch_size"].values, [math.nan, 6, math.nan, 6])
+
+
+def test_accumulation_gives_the_weighted_loss_and_the_whole_batch():
+    model, data = network(), batches(8, size=[3, 5] * 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    expected = []
+    with record(model, optimizer, batches="bursts") as recorder:
+        for number, batch in enumerate(recorder.watch(data)):
+            value = recorder.loss(model, batch)
+            (value * (len(batch[0]) / 8)).backward()
+            expected.append(value.item())
+            value.detach().zero_()  # the user's own tensor, which the recorder does not share
+            if number % 2:
+                optimizer.step()
+                optimizer.zero_grad()
+    trajectory = recorder.store.trajectory()
+    weighted = [(3 * a + 5 * b) / 8 for a, b in zip(expected[::2], expected[1::2], strict=True)]
+    np.testing.assert_allclose(trajectory.steps["loss"].values, weighted, rtol=1e-12)
+    assert (trajectory.steps["batch_size"] == 8).all()
+    assert [len(x) for x, _ in trajectory.batch(2)] == [3, 5]
+    assert torch.equal(trajectory.batch(2)[1][0], data[5][0])
+
+
+def test_per_example_losses_evaluation_and_no_loss():
+    model, data = network(), batches(3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    expected = []
+    with record(model, optimizer, loss=lambda m, b: F.mse_loss(m(b[0]), b[1], reduction="none").mean(1)) as recorder:
+        for number, batch in enumerate(data):
+            optimizer.zero_grad()
+            with torch.no_grad():
+                recorder.loss(model, data[0])  # an evaluation
+            per_example = recorder.loss(model, batch) if number < 2 else recorder._loss(model, batch)
+            assert per_example.shape == (6,)
+            per_example.mean().backward()
+            expected.append(per_example.mean().item())
+            optimizer.step()
+    steps = recorder.store.trajectory().steps
+    np.testing.assert_allclose(steps["loss"].values, [*expected[:2], math.nan], rtol=1e-12)
+    assert steps["flags"].values.tolist() == [0, 0, NO_LOSS]
+    assert math.isnan(steps["batch_size"].values[2])
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_grad_scaler_gradients_are_unscaled_and_skipped_steps_marked(fused):
+    model, data = network(torch.float32), batches(6, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=512.0, growth_interval=1000)
+    norms, losses = [], []
+    with record(model, optimizer) as recorder:
+        for number, batch in enumerate(data):
+            optimizer.zero_grad()
+            value = recorder.loss(model, batch)
+            scale = scaler.get_scale()
+            scaler.scale(value * (math.inf if number == 2 else 1.0)).backward()
+            norms.append(float(gradient(model).double().norm()) / scale)
+            losses.append(value.item())
+            scaler.step(optimizer)
+            scaler.update()
+    steps = recorder.store.trajectory().steps
+    if fused:
+        assert steps["flags"].values.tolist() == [0, 0, SKIPPED, 0, 0, 0]
+        assert steps["update_norm"].values[2] == 0
+    else:  # a skipped step calls no hook
+        assert steps["flags"].values.tolist() == [0] * 5
+        del norms[2], losses[2]
+    finite = np.isfinite(norms)
+    np.testing.assert_allclose(steps["gradient_norm"].values[finite], np.array(norms)[finite], rtol=1e-5)
+    np.testing.assert_allclose(steps["loss"].values, losses, rtol=1e-6)
+
+
+def test_several_optimizers_make_one_update():
+    model = network()
+    first, second = torch.optim.SGD(model[0].parameters(), lr=0.2), torch.optim.SGD(model[2].parameters(), lr=0.05)
+    slow = Slow(model)
+    with record(model, [first, second]) as recorder:
+        for batch in batches(4):
+            first.zero_grad(), second.zero_grad()
+            value = recorder.loss(model, batch)
+            value.backward()
+            slow.before(value)
+            first.step()
+            second.step()
+            slow.after()
+    steps = recorder.store.trajectory().steps
+    assert steps.sizes["step"] == 4
+    compare(steps, slow, torch.tensor([0.2] * 42 + [0.05] * 16, dtype=DOUBLE), residual_atol=1e-7)
+    np.testing.assert_array_equal(steps["lr_1"].values, 0.05)
+    assert (steps["descent_residual"].values < 1e-12).all()
+
+
+def test_compiled_model_and_unusual_modes():
+    model = network(torch.float32)
+    compiled = torch.compile(model, backend="eager")
+    optimizer = torch.optim.SGD(compiled.parameters(), lr=0.1)
+    with torch.inference_mode():
+        recorder = record(compiled, optimizer)
+    with recorder, torch.autocast("cpu", dtype=torch.bfloat16):
+        for batch in batches(3, dtype=torch.float32):
+            optimizer.zero_grad()
+            recorder.loss(compiled, batch).backward()
+            with torch.no_grad():
+                optimizer.step()
+    trajectory = recorder.store.trajectory()
+    assert trajectory.header.layout.names == ("0.weight", "0.bias", "2.weight", "2.bias")
+    assert torch.equal(trajectory.theta(3), flat(model))
+    assert (trajectory.steps["descent_residual"].values < 1e-5).all()
+
+
+def test_bfloat16_parameters_and_sparse_gradients():
+    model = nn.Sequential(nn.Embedding(9, 4, sparse=True), nn.Flatten(), nn.Linear(8, 2).to(torch.float32))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with record(model, optimizer, loss=lambda m, b: m(b).pow(2).mean()) as recorder:
+        for _ in range(2):
+            optimizer.zero_grad()
+            recorder.loss(model, torch.tensor([[1, 2], [3, 1]])).backward()
+            optimizer.step()
+    assert (recorder.store.trajectory().steps["descent_residual"].values < 1e-5).all()
+    model = network(torch.bfloat16)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with record(model, optimizer) as recorder:
+        plain_loop(model, optimizer, recorder, batches(2, dtype=torch.bfloat16))
+    assert torch.equal(recorder.store.trajectory().theta(2), flat(model).float())
+
+
+def test_no_gradient_and_nonfinite_updates_are_marked_and_recording_goes_on():
+    model, data = network(), batches(5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with record(model, optimizer) as recorder:
+        for number, batch in enumerate(data):
+            optimizer.zero_grad()
+            value = recorder.loss(model, batch)
+            if number == 3:
+                value = value * math.nan
+            if number != 1:
+                value.backward()
+            optimizer.step()
+    steps = recorder.store.trajectory().steps
+    assert steps["flags"].values.tolist() == [0, NO_GRADIENT, 0, NONFINITE, NONFINITE]
+    assert np.isnan(steps["gradient_norm"].values).tolist() == [False, True, False, True, True]
+    assert np.isnan(steps["gradient_cosine"].values).tolist() == [True, True, True, True, True]
+    assert recorder.store.trajectory().theta(5).isnan().any()
+
+
+def test_a_loop_that_raises_keeps_everything_and_its_exception(tmp_path):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = Recorder(tmp_path / "run", model, optimizer, loss=loss)
+
+    def interrupted():
+        with recorder:
+            plain_loop(model, optimizer, recorder, batches(3))
+            raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        interrupted()
+    recorder.close()
+    trajectory = ZarrStore.read(tmp_path / "run")
+    assert trajectory.steps["step"].values.tolist() == [0, 1, 2]
+    assert torch.equal(trajectory.theta(3), flat(model))
+    optimizer.step()
+    assert recorder.stored_steps == 3
+
+
+def test_an_update_that_raises_halfway_has_no_row():
+    model, data = network(), batches(1)[0]
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.5, max_iter=4)
+    recorder, calls = record(model, optimizer), []
+
+    def closure():
+        calls.append(1)
+        if len(calls) > 6:
+            raise ValueError("in the middle")
+        optimizer.zero_grad()
+        value = recorder.loss(model, data)
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    point = flat(model)
+    with pytest.raises(ValueError, match="in the middle"):
+        optimizer.step(closure)
+    recorder.close()
+    trajectory = recorder.store.trajectory()
+    assert trajectory.steps["step"].values.tolist() == [0]
+    assert torch.equal(trajectory.theta(1), point)
+
+
+def test_log_and_watch():
+    model, data = (
+        network(),
+        torch.utils.data.DataLoader(list(zip(torch.randn(12, 5), torch.randn(12, 2), strict=True)), batch_size=4),
+    )
+    model.float()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with record(model, optimizer) as recorder:
+        watched = recorder.watch(data)
+        assert len(watched) == 3
+        assert watched.batch_size == 4
+        with pytest.raises(AttributeError, match="nothing_like_it"):
+            _ = watched.nothing_like_it
+        objects = [object(), object()]
+        assert [a is b for a, b in zip(recorder.watch(objects), objects, strict=True)] == [True, True]
+        ahead = iter(recorder.watch(iter_and_count := CountingIterable()))
+        next(ahead)
+        assert iter_and_count.given == 1
+        recorder._pending.clear()
+        assert not hasattr(recorder.watch(iter([])), "__len__")
+        for number, batch in enumerate(watched):
+            optimizer.zero_grad()
+            loss(model, batch).backward()
+            recorder.log(accuracy=torch.tensor(0.5 + number), **({"late": 7} if number == 2 else {}))
+            optimizer.step()
+        with pytest.raises(ArgumentError, match="log: 'update_norm' is a column of the recorder"):
+            recorder.log(update_norm=3.0)
+        with pytest.raises(ArgumentError, match=r"log: 'x' has shape \(2,\), expected a single number"):
+            recorder.log(x=torch.zeros(2))
+        with pytest.raises(ArgumentError, match="log: 'x' is 'high', expected a number"):
+            recorder.log(x="high")
+    steps = recorder.store.trajectory().steps
+    assert steps["accuracy"].values.tolist() == [0.5, 1.5, 2.5]
+    np.testing.assert_array_equal(steps["late"].values, [math.nan, math.nan, 7])
+    assert (steps["batch_size"] == 4).all()
+
+
+class CountingIterable:
+    given = 0
+
+    def __iter__(self):
+        while True:
+            self.given += 1
+            yield self.given
+
+
+def test_leading_dimension_of_odd_batches():
+    assert leading_dimension({"n": 3, "x": (torch.zeros(()), torch.zeros(4, 2))}) == 4
+    assert leading_dimension(np.zeros((5, 1))) == 5
+    assert math.isnan(leading_dimension("text"))
+
+
+# --- points ----------------------------------------------------------------------------------------------------------
+
+
+class Stub:
+    """A sink that writes down what it gets and in which order."""
+
+    def __init__(self):
+        self.order = []
+
+    def begin(self, header):
+        self.order.append(("begin", header.layout.size))
+
+    def write_steps(self, block):
+        self.order.append(("steps", block.steps.tolist()))
+
+    def write_snapshot(self, snapshot):
+        self.order.append(("point", snapshot.step))
+
+    def write_record(self, record):
+        self.order.append((record.kind, record.step))
+
+    def flush(self):
+        self.order.append(("flush", 0))
+
+    def close(self):
+        self.order.append(("close", 0))
+
+
+def walk(recorder, model, optimizer, updates):
+    plain_loop(model, optimizer, recorder, batches(updates))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "points"),
+    [
+        (every(1), [0, 1, 2, 3, 4, 5, 6, 7]),
+        (every(3), [0, 1, 3, 4, 6, 7]),
+        (bursts(2, at=[1, 4]), [0, 1, 2, 3, 4, 5, 6, 7]),
+        (bursts(1, gap=3), [0, 1, 4, 5, 7]),
+        (logarithmic(1), [0, 1, 2, 7]),
+        (lambda step: step == 5, [0, 5, 6, 7]),
+        (lambda step: False, [0, 7]),
+    ],
+    ids=str,
+)
+def test_schedules_name_updates_and_both_ends_are_kept(schedule, points):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    live = Stub()
+    with record(model, optimizer, snapshots=schedule, live=[live]) as recorder:
+        walk(recorder, model, optimizer, 7)
+    assert recorder.store.trajectory().snapshot_steps.tolist() == points
+    assert [step for kind, step in live.order if kind == "point"] == points
+    sent = 0
+    for kind, what in live.order[1:-1]:
+        if kind == "steps":
+            assert what == list(range(sent, sent + len(what)))
+            sent += len(what)
+        elif kind == "point":
+            assert sent == what  # the scalars up to what - 1 are there
+    assert sent == 7
+    assert live.order[0][0] == "begin"
+    assert live.order[-1][0] == "close"
+
+
+def brute_force(schedule, total):
+    named = [t for t in range(total) if schedule(t)]
+    return len(set(named) | {t + 1 for t in named})
+
+
+@pytest.mark.parametrize("total", [1, 17, 400])
+def test_expected_points_equal_counted_ones(total):
+    for schedule in (
+        every(1),
+        every(7),
+        bursts(5),
+        bursts(5, gap=0),
+        bursts(3, at=[0, 3, 9, 300]),
+        bursts(4, gap=9, total=50),
+        logarithmic(7),
+    ):
+        assert schedule.expected(total) == brute_force(schedule, total), str(schedule)
+    assert every(2).expected(None) is None
+    assert bursts(5, at=[0, 5, 100]).expected(None) == 17
+
+
+def test_the_default_schedule_fits_its_budget():
+    for budget, size in ((10**6, 4000), (2 * 10**9, 4 * 10**6), (5000, 1000)):
+        schedule = within(budget, size)
+        assert schedule.at[0] == 0
+        assert list(schedule.at) == sorted(set(schedule.at))
+        assert (schedule.expected(None) + 2) * size <= budget
+        assert schedule.length == 60 or schedule.expected(None) < 61
+    assert len(within(10**12, 4000).at) == 64
+
+
+def test_the_budget_ends_snapshots_and_nothing_else(caplog):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    size = 8 * sum(p.numel() for p in model.parameters())
+    with caplog.at_level(logging.WARNING, "sgdscope"), record(model, optimizer, budget=5 * size) as recorder:
+        walk(recorder, model, optimizer, 9)
+    trajectory = recorder.store.trajectory()
+    assert trajectory.snapshot_steps.tolist() == [0, 1, 2, 3, 9]
+    assert recorder.stopped_at == 4
+    assert trajectory.steps.sizes["step"] == 9
+    assert recorder.expected_bytes == 5 * size
+    assert sum("is used up at update 4" in message for message in caplog.messages) == 1
+
+
+def test_batches_and_key_frames_of_named_updates():
+    model, data = network(), batches(6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def frame(step):
+        return Record("keyframes", step, {"theta": flat(model).numpy()}) if step % 2 == 0 else None
+
+    with record(model, optimizer, snapshots=bursts(2, at=[1, 4]), batches="bursts", keyframes=frame) as recorder:
+        slow = plain_loop(model, optimizer, recorder, data)
+    store = recorder.store
+    assert MemoryStore.record_steps(store, "batches") == [1, 2, 4, 5]
+    assert torch.equal(store.trajectory().batch(4)[1], data[4][1])
+    assert MemoryStore.record_steps(store, "keyframes") == [0, 2, 4]
+    np.testing.assert_array_equal(MemoryStore.read_record(store, "keyframes", 4)[0]["theta"], slow.points[4].numpy())
+
+
+def test_settings_tell_how_the_run_was_made():
+    model = network()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02, betas=(0.8, 0.95))
+    record(model, optimizer, settings={"seed": 5, "model": "mine"}).close()
+    recorder = record(model, optimizer, settings={"seed": 5, "model": "mine"})
+    recorder.close()
+    settings = recorder.store.trajectory().settings
+    assert settings["optimizers"][0]["class"] == "AdamW"
+    assert settings["optimizers"][0]["betas"] == [0.8, 0.95]
+    assert (settings["seed"], settings["model"], settings["snapshots"]) == (5, "mine", "every update")
+    assert settings["threads"] == torch.get_num_threads()
+
+
+# --- going on with a run ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start_step", [None, 3])
+def test_append_goes_on_with_numbers_and_distances(tmp_path, start_step):
+    data = batches(8)
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recorder(tmp_path / "run", model, optimizer, loss=loss, snapshots=every(1)) as recorder:
+        first = plain_loop(model, optimizer, recorder, data[:5])
+    at = 5 if start_step is None else start_step
+    torch.nn.utils.vector_to_parameters(first.points[at], model.parameters())
+    options = {"loss": loss, "snapshots": every(1), "resume": "append", "start_step": start_step}
+    with Recorder(tmp_path / "run", model, optimizer, **options) as recorder:
+        assert recorder.step == at
+        second = plain_loop(model, optimizer, recorder, data[at:])
+    trajectory = ZarrStore.read(tmp_path / "run")
+    assert trajectory.steps["step"].values.tolist() == list(range(8))
+    assert trajectory.snapshot_steps.tolist() == list(range(9))
+    points = first.points[:at] + second.points
+    for step, point in enumerate(points):
+        assert torch.equal(trajectory.theta(step), point)
+    distance = [float((point - points[0]).norm()) for point in points[:-1]]
+    np.testing.assert_allclose(trajectory.steps["distance"].values, distance, rtol=1e-9)
+
+
+def test_append_to_nothing_starts_a_run_and_another_model_is_refused(tmp_path):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recorder(tmp_path / "run", model, optimizer, loss=loss, resume="append") as recorder:
+        walk(recorder, model, optimizer, 2)
+    with pytest.raises(StoreError, match="run"):
+        Recorder(tmp_path / "run", model, optimizer, loss=loss)
+    other = network(width=8)
+    with pytest.raises((StoreError, ArgumentError), match=r"0\.weight|shape|layout"):
+        Recorder(tmp_path / "run", other, torch.optim.SGD(other.parameters(), lr=0.1), loss=loss, resume="append")
+    assert ZarrStore.read(tmp_path / "run").steps.sizes["step"] == 2
+
+
+# --- the writer ------------------------------------------------------------------------------------------------------
+
+
+class Gate(Stub):
+    def __init__(self):
+        super().__init__()
+        self.opened = threading.Event()
+
+    def write_snapshot(self, snapshot):
+        self.opened.wait(10)
+        super().write_snapshot(snapshot)
+
+
+def point(step, size=1000):
+    return Snapshot(step, torch.zeros(size), torch.zeros(0))
+
+
+@pytest.mark.parametrize(("size", "most"), [(10, MOST_WAITING), (20 * 10**6, MOST_BYTES // (80 * 10**6))])
+def test_a_full_queue_waits_and_drops_nothing(size, most):
+    gate = Gate()
+    writer = Writer(gate, "gate")
+    shared = torch.zeros(size)
+    put = []
+
+    def fill():
+        for step in range(most + 3):
+            writer.put(Snapshot(step, shared, torch.zeros(0)))
+            put.append(step)
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    deadline = time.monotonic() + 5
+    while writer.waited == 0 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(0.02)
+    assert len(put) == most
+    gate.opened.set()
+    thread.join()
+    writer.flush()
+    writer.close()
+    assert [step for kind, step in gate.order if kind == "point"] == list(range(most + 3))
+    assert gate.order[-2:] == [("flush", 0), ("close", 0)]
+
+
+def test_an_error_of_the_writer_stops_the_run_with_its_cause(monkeypatch):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = record(model, optimizer)
+
+    def full(snapshot):
+        raise OSError(28, "No space left on device")
+
+    walk(recorder, model, optimizer, 2)
+    recorder.flush()
+    monkeypatch.setattr(recorder.store, "write_snapshot", full)
+
+    def go_on():
+        for _ in range(100):
+            walk(recorder, model, optimizer, 1)
+            time.sleep(0.01)
+
+    with pytest.raises(RecorderError, match=r"writing failed, the run is stopped.*No space left") as caught:
+        go_on()
+    assert isinstance(caught.value.__cause__, OSError)
+    with pytest.raises(RecorderError, match="No space left"):
+        recorder.close()
+    recorder.close()
+    assert recorder.store.trajectory().snapshot_steps.tolist()[:2] == [0, 1]
+    optimizer.step()  # detached
+    recorder = record(model, optimizer)
+
+    def interrupted():
+        with recorder:
+            monkeypatch.setattr(recorder.store, "write_snapshot", full)
+            walk(recorder, model, optimizer, 1)
+            raise KeyError("theirs")
+
+    with pytest.raises(KeyError, match="theirs") as caught:
+        interrupted()
+    assert "No space left" in caught.value.__notes__[0]
+
+
+def test_a_live_sink_that_fails_stops_the_run_and_the_store_is_closed(tmp_path):
+    class Broken(Stub):
+        def write_snapshot(self, snapshot):
+            if snapshot.step == 2:
+                raise ValueError("cannot measure")
+
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with (
+        pytest.raises(ValueError, match="cannot measure"),
+        Recorder(tmp_path / "run", model, optimizer, loss=loss, snapshots=every(1), live=[Broken()]) as recorder,
+    ):
+        walk(recorder, model, optimizer, 5)
+    assert ZarrStore.read(tmp_path / "run").snapshot_steps.tolist() == [0, 1, 2]
+
+
+# --- wrong use -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": "2 parsecs"}, "budget: expected a positive number of bytes such as '2 GB', got '2 parsecs'"),
+        ({"budget": -3}, "budget: expected a positive number"),
+        ({"snapshots": 5}, "snapshots: expected a callable or None, got 5"),
+        ({"loss": "cross"}, "loss: expected a callable or None, got 'cross'"),
+        ({"batches": "all"}, "batches: expected 'none' or 'bursts', got 'all'"),
+        ({"resume": "yes"}, "resume: expected 'error' or 'append', got 'yes'"),
+        ({"start_step": -1}, "start_step: expected an integer of at least 0 or None, got -1"),
+        ({"parameters": "conv*"}, "the pattern 'conv\\*' matches none"),
+        ({"settings": {"f": print}}, "settings: expected JSON types"),
+        ({"store": "zarr"}, "path: the store 'zarr' needs a directory, got None"),
+    ],
+)
+def test_wrong_arguments_are_named(options, message):
+    model = network()
+    with pytest.raises(ArgumentError, match=message):
+        record(model, torch.optim.SGD(model.parameters(), lr=0.1), **options)
+
+
+def test_wrong_models_and_optimizers(tmp_path):
+    model, other = network(), network()
+    with pytest.raises(ArgumentError, match="optimizer: it owns none of the chosen parameters"):
+        record(model, torch.optim.SGD(other.parameters(), lr=0.1))
+    with pytest.raises(ArgumentError, match=r"optimizer: expected a torch\.optim\.Optimizer or a list of them, got Linear"):
+        record(model, [nn.Linear(2, 2)])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ArgumentError, match="listed twice"):
+        record(model, [optimizer, optimizer])
+    with pytest.raises(ArgumentError, match="budget: the snapshots may take 1e"):
+        Recorder(tmp_path / "run", model, optimizer, budget="1000000 TB", snapshots=every(1))
+    assert not (tmp_path / "run").exists()
+    model.requires_grad_(False)
+    with pytest.raises(ArgumentError, match="no parameter requires a gradient"):
+        record(model, optimizer)
+    for wrong, message in (
+        (lambda: every(0), "n: expected"),
+        (lambda: bursts(2, at=[1], gap=2), "either at= or gap="),
+        (lambda: bursts(2, at=[]), "at: expected"),
+        (lambda: logarithmic(-1), "per_decade: expected"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            wrong()
+
+
+def test_a_changed_requires_grad_is_an_error_at_the_next_step():
+    model = network()
+    model[2].bias.requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for parameter, value in ((model[0].weight, False), (model[2].bias, True)):
+        recorder = record(model, optimizer)
+        walk(recorder, model, optimizer, 1)
+        parameter.requires_grad_(value)
+        with pytest.raises(RecorderError, match="requires_grad of a parameter changed before update 1"):
+            walk(recorder, model, optimizer, 1)
+        parameter.requires_grad_(not value)
+        recorder.close()
+
+
+def test_loss_must_be_a_callable_that_gives_a_tensor():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with (
+        record(model, optimizer, loss=None) as recorder,
+        pytest.raises(ArgumentError, match="loss: the recorder was made without"),
+    ):
+        recorder.loss(model, batches(1)[0])
+    with (
+        record(model, optimizer, loss=lambda m, b: 3.0) as recorder,
+        pytest.raises(ArgumentError, match="loss: expected a tensor"),
+    ):
+        recorder.loss(model, batches(1)[0])
+
+
+def test_other_ranks_record_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recorder(tmp_path / "run", model, optimizer, loss=loss) as recorder:
+        walk(recorder, model, optimizer, 2)
+        recorder.log(x=1.0)
+        recorder.flush()
+    assert not (tmp_path / "run").exists()
+    assert recorder.stored_steps == 0
+
+
+def test_bytes_are_read_in_words():
+    assert parse_bytes("2 GB") == 2 * 10**9
+    assert parse_bytes("1.5MiB") == 3 * 2**19
+    assert parse_bytes(1e6) == 10**6
+
+
+def test_a_block_can_be_put_while_the_queue_is_full():
+    gate = Gate()
+    writer = Writer(gate, "gate")
+    for step in range(MOST_WAITING):
+        writer.put(point(step))
+    writer.put(StepBlock(np.array([0]), {"loss": np.array([1.0])}))
+    gate.opened.set()
+    writer.close()
+    assert ("steps", [0]) in gate.order
