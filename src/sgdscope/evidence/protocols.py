@@ -1,0 +1,77 @@
+"""Descriptions of the runs that claims need, in three sizes; validated by `Experiment` when they are run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+SIZES: Mapping[str, dict[str, Any]] = {
+    "quick": {"data": {"dataset": "digits", "train": 1500, "label_noise": 0.3}, "model": {"name": "mlp", "hidden": [100, 100]}}
+    | {"updates": 240, "at": (180,), "spread": (30, 105, 180), "length": 60, "decay": 0.0, "lr": 0.15, "batch_size": 64},
+    "standard": {"data": {"dataset": "mnist", "label_noise": 0.3}, "model": {"name": "mlp", "hidden": [500, 350]}}
+    | {"updates": 2400, "at": (2340,), "spread": (24, 240, 1200, 2340), "length": 60, "decay": 0.0, "lr": 0.15, "batch_size": 64},
+    "paper": {"data": {"dataset": "cifar10", "train": 45000}, "model": {"name": "vgg11", "batchnorm": True}}
+    | {"updates": 45000, "at": (44550,), "spread": (0, 4050, 10800, 44550), "length": 450, "decay": 1e-4}
+    | {"lr": 0.1, "batch_size": 100},
+}  # paper: the authors' code: epochs 1, 10, 25 and 100 of 450 updates, weight decay 1e-4, momentum 0
+
+
+def described(preset: str, seed: int, lr: float, batch: Any, *, at: str = "at", drop: float = 1.0) -> dict[str, Any]:
+    """Describe one run of plain SGD.
+
+    Args:
+        preset: quick, standard or paper.
+        seed: of the run.
+        lr: learning rate.
+        batch: batch size or ``"full"``.
+        at: which bursts: ``"at"`` the end only, or ``"spread"`` over the training.
+        drop: the learning rate is divided by it before the last burst.
+
+    Returns:
+        The description, see `Experiment`.
+    """
+    size = SIZES[preset]
+    phase = {"walker": "sgd", "lr": lr, "batch_size": batch, "momentum": 0.0, "weight_decay": size["decay"]}
+    first = size["at"][0]
+    lengths = [(lr, size["updates"])] if drop == 1 else [(lr, first), (lr / drop, size["updates"] - first)]
+    return {
+        "name": f"{preset}-lr{lr:g}-batch{batch}-seed{seed}" + (f"-drop{drop:g}" if drop != 1 else "") + f"-{at}",
+        "seed": seed,
+        "data": dict(size["data"]),
+        "model": dict(size["model"]),
+        "loss": "cross_entropy",
+        "phases": [phase | {"lr": rate, "updates": updates} for rate, updates in lengths],
+        "record": {"snapshots": {"kind": "bursts", "length": size["length"], "at": list(size[at])}},
+    }
+
+
+Chosen = tuple[float, float, int, dict[str, Any]]  # factor on the learning rate, on the batch size, seed, further options
+GRID: list[Chosen] = [(lr, batch, s, {}) for lr in (0.25, 1.0, 4.0) for batch in (0.25, 1.0, 4.0) for s in range(5)]
+
+
+def presets(chosen: Sequence[Chosen]) -> dict[str, Callable[[int], list[dict[str, Any]]]]:
+    """Make the runs of a claim in each preset; the same settings give the same description, so that claims share runs.
+
+    Args:
+        chosen: factors on the preset's learning rate and batch size (infinite: full batch), seed, further options.
+
+    Returns:
+        Preset -> seed -> descriptions.
+    """
+
+    def of(preset: str) -> Callable[[int], list[dict[str, Any]]]:
+        def runs(seed: int) -> list[dict[str, Any]]:
+            lr, size = SIZES[preset]["lr"], SIZES[preset]["batch_size"]
+            batches = ["full" if b == np.inf else max(1, round(size * b)) for _, b, _, _ in chosen]
+            together = zip(chosen, batches, strict=True)
+            return [described(preset, 1000 * seed + s, lr * f, batch, **more) for (f, _, s, more), batch in together]
+
+        return runs
+
+    return {preset: of(preset) for preset in SIZES}
+
+
+ONE_RUN = presets([(1.0, 1.0, 0, {"at": "spread"}), (4.0, 1.0, 0, {"at": "spread"})])
+SWEEP = presets(GRID)
