@@ -541,7 +541,7 @@ def test_fingerprint():
     mark = surface.fingerprint()
     assert mark | {"data": ""} == {
         "examples": N, "batches": 3, "batch_size": 7, "data": "", "batchnorm": "eval", "dtype": "float32", "weight_decay": 0.0,
-        "per_example": "vmap", "parameters": 83, "loss": "mean_loss", "proof": "float64",
+        "per_example": "vmap", "parameters": 83, "loss": "mean_loss", "proof": "float64", "memory_format": "contiguous",
     }  # fmt: skip
     assert len(mark["data"]) == 32
 
@@ -715,6 +715,28 @@ def test_wrong_points():
     for alphas in ([], [0.0, float("nan")], [[0.1]]):
         with pytest.raises(ArgumentError, match="alphas: expected at least one finite number"):
             surface.along(theta, theta, alphas)
+
+
+@pytest.mark.parametrize("flat", [nn.Flatten(), "view"])
+def test_convolutions_run_channels_last_where_they_can(flat):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.head = nn.Sequential(nn.Conv2d(2, 5, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)), nn.Linear(45, 3)
+
+        def forward(self, x):
+            h = self.net(x.view(-1, 1, 6, 1).expand(-1, 2, 6, 6))
+            return self.head(h.view(len(h), 45) if flat == "view" else h.flatten(1))
+
+    model = trained(Net())
+    surface = LossSurface(model, mean_loss, batches())
+    theta = moved(surface)
+    losses, mean, gradient = slow(model, theta)
+    close(surface.value(theta), mean)
+    close(surface.value_and_grad(theta)[1], gradient)
+    close(surface.losses(theta), losses)
+    assert surface.fingerprint()["memory_format"] == ("contiguous" if flat == "view" else "channels_last")
+    assert model.net[0].weight.is_contiguous()
 
 
 def test_the_batch_size_follows_the_memory():

@@ -18,7 +18,7 @@ from sgdscope.records import Line
 from sgdscope.surface.data import Batches, Weight, at_least_two, collect, count, cut, leading, map_tensors
 from sgdscope.surface.examples import Way, decide, losses_of
 from sgdscope.surface.private import Loss, Mode, PrivateModel, undisturbed
-from sgdscope.surface.proof import SEED, generic_point, prove
+from sgdscope.surface.proof import SEED, generic_point, lay_out, prove
 
 BatchNorm = Literal["eval", "batch", "recalibrate"]
 Buffers = Mapping[str, Tensor]
@@ -35,7 +35,8 @@ class LossSurface:
 
     L(theta) = sum_b w_b l_b(theta) / sum_b w_b + (weight_decay / 2) |theta|^2, where l_b is the loss of batch b in the
     fixed order (the mean of a 1-D loss) and w_b its weight; sums in float64. The user's model, its gradients, modes, hooks and
-    all random states are left as they are. Dropout is off. A loss that is NaN or infinite is returned as such, not raised.
+    all random states are left as they are. Dropout is off. On a CPU 2-D convolutions run channels last where the model
+    allows it. A loss that is NaN or infinite is returned as such, not raised.
 
     At construction the surface proves itself (`proof.prove`) on up to 64 examples. Memory: the copy of the model and a copy
     of the data.
@@ -108,6 +109,7 @@ class LossSurface:
             at_least_two(self._examples)
             first = self._batches.items[0] if examples is None else self._adopt(cut(data, PROOF_EXAMPLES)[0])
             self._proof = prove(self._net, first, leading(first), self._mode)
+            self._format = lay_out(self._net, first, leading(first), self._mode)
 
     # --- construction ---------------------------------------------------------------------------------------------------
 
@@ -387,7 +389,8 @@ class LossSurface:
         Returns:
             JSON types: ``examples`` (None where they cannot be counted), ``batches``, ``batch_size`` (the largest), ``data``
             (xxh3 of all tensors), ``batchnorm``, ``dtype``, ``weight_decay``, ``per_example``, ``parameters`` (P),
-            ``loss`` (its name), ``proof`` (in which precision the gradient was proved at construction).
+            ``loss`` (its name), ``proof`` (in which precision the gradient was proved at construction),
+            ``memory_format`` (of 2-D convolutions).
         """
         if self._hash is None:
             self._hash = "-".join(self._gather(self._batches.hash()))
@@ -403,6 +406,7 @@ class LossSurface:
             "parameters": self.layout.size,
             "loss": self._name,
             "proof": self._proof,
+            "memory_format": self._format,
         }
 
 

@@ -235,6 +235,21 @@ class PrivateModel:
             for (norm, _), momentum in zip(self.norms, momenta, strict=True):
                 norm.momentum = momentum
 
+    def lay_out(self, memory_format: torch.memory_format) -> bool:
+        """Choose how the weights of 2-D convolutions lie in memory, and with them the activations; the values stay.
+
+        Args:
+            memory_format: ``torch.channels_last`` (on a CPU 2 to 4 times as fast as plain where layers pool) or contiguous.
+
+        Returns:
+            Whether there was such a weight.
+        """
+        weights = [m._parameters.get("weight") for m in self.module.modules() if isinstance(m, nn.Conv2d)]
+        for weight in weights:
+            if weight is not None:
+                weight.data = weight.data.contiguous(memory_format=memory_format)
+        return bool(weights)
+
     def gradient(self, value: Tensor) -> tuple[Tensor | None, ...]:
         """Differentiate a value with respect to the parameters, leaving no ``.grad`` anywhere.
 
