@@ -213,7 +213,7 @@ def _displacement(gram: Array, lags: NDArray[np.int64]) -> Row:
     counted, summed = known.astype(float), np.where(known, squares, 0.0)
     row: Row = {"msd": np.full(len(lags), np.nan), "msd_stderr": np.full(len(lags), np.nan)}
     block = min(int(lags[-1]), max(1, (n - 1) // 4))
-    for column in np.flatnonzero(known.any(0)):
+    for column in np.flatnonzero(known.any(0)).tolist():
         own = squares[known[:, column], column]
         width = min(block, max(1, len(own) // 4))
         row["msd"][column], row["msd_stderr"][column], _ = block_bootstrap(own, block=width, resamples=RESAMPLES)

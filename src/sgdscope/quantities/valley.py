@@ -22,21 +22,21 @@ Array = NDArray[np.float64]
 Row = dict[str, float]
 
 THREE = (0.0, 0.5, 1.0)
-START, _, END = np.eye(3)
+ENDS, (START, _, END) = ("first", "last"), np.eye(3)
 SLOPE, BEND = np.array([-3.0, 4.0, -1.0]), np.array([2.0, -4.0, 2.0])  # a1, a2 from phi(0), phi(1/2), phi(1)
 ROUNDING = 4.0  # units of eps |phi| allowed to one mean loss; sums of losses get it times the sum of their |coefficients|
 DESCENT = 1e-6  # largest |d + lr g| / |d| at which an update counts as d = -lr g, beside rounding (DESIGN, "Lines")
+LOOK = 4  # every fourth curve is held against the loss at a further alpha: 1/4 evaluation an update
 RESAMPLES = 400  # of the bootstrap behind the window's standard errors: their own error is 4 %
 
 WALK, EDGE = "Xing et al. 2018 (1802.08770)", "Andreyev & Beneventano 2024 (2412.20553)"
 _SOURCES = {
     "line": f"{WALK}, interpolation; parabola through alpha = 0, 1/2, 1",
-    "curve": f"{WALK}, interpolation; Chebyshev points checked by the decay of their coefficients, else every alpha",
+    "curve": f"{WALK}, interpolation; Chebyshev points with a measured residual, else every alpha",
     "walk": WALK,
     "edge": EDGE,
     "interval": "circular block bootstrap over updates; Wilson where all are equal",
-    "floor": "descent on the surface in small steps, see quantity valley",
-    "decay": "Wen et al. 2024 (2410.05192), decay branch",
+    "descent": "Wen et al. 2024 (2410.05192), height above the river",
     "even": "Jastrzebski et al. 2020 (2002.09572), break-even",
     "count": "counted",
 }
@@ -44,14 +44,11 @@ _REASONS = {
     "flat": "a2 is not above its rounding error (no floor along this line), or a loss is not finite",
     "finite": "a loss is not finite",
     "own": "the own batch does not meet the conditions of the identities (see own_batch), or a2 is not above rounding",
-    "none": "no update with a finite loss",
     "gni": "an update is not -lr g, or <a1> is not negative, or (gni) lr varies",
     "sharp": "no update with a1_batch < 0 that meets the conditions (see own_batch), or (batch_sharpness) lr varies",
     "slide": "not asked for, a loss is not finite; or the budget ended before the residual met epsilon x height",
     "branch": "not asked for, lr not recorded, or a loss on the branch is not finite",
-    "level": "the curve is flat within rounding, or a loss is not finite",
-    "cubic": "fewer than four alphas, a loss is not finite, or (cubic_ratio) a2 is not above its rounding error",
-    "inside": "no alpha inside (0, 1), or a loss is not finite",
+    "shape": "a loss is not finite; r2: flat within rounding; cubic: < 4 alphas, a2 in rounding; barrier: none in (0, 1)",
     "even": "not asked for, phi(0) not positive, or not reached",
 }
 # name; dims; units; error; source; reason; long name
@@ -71,29 +68,29 @@ a1_batch; step; loss; exact; line; own; a1 on the update's own batch
 a2_batch; step; loss; exact; line; own; a2 on the update's own batch
 alpha_star_batch; step; 1; exact; line; own; -a1 / (2 a2) on the update's own batch
 own_batch; step; 1; exact; line; ; whether the own batch meets the conditions of the identities
-interior_share; window; 1; stderr; walk; none; share of updates with the floor inside
+interior_share; window; 1; stderr; walk; finite; share of updates with the floor inside
 interior_share_low; window; 1; bound; interval; ; lower end of the 95 % interval of interior_share
 interior_share_high; window; 1; bound; interval; ; upper end of the 95 % interval of interior_share
-mean_height; window; loss; stderr; walk; none; mean of height_within
+mean_height; window; loss; stderr; walk; finite; mean of height_within
 noise_floor; window; loss; bound; line; ; rounding allowed to one loss, 4 eps max |phi|
 eta_gni; window; 1; stderr; edge; gni; lr x gradient-noise interaction, -2 <a2> / <a1>
 gni; window; 1/lr; stderr; edge; gni; E g_B'H g_B / |grad L|^2 = eta_gni / lr
 eta_batch_sharpness; window; 1; stderr; edge; sharp; lr x batch sharpness, mean of -2 a2_batch / a1_batch
 batch_sharpness; window; 1/lr; stderr; edge; sharp; E g_B'H_B g_B / |g_B|^2 = eta_batch_sharpness / lr
 batch_updates; window; 1; exact; count; ; updates behind eta_batch_sharpness
-height_projection; window; loss; bound; floor; slide; L(theta) - L(its floor), theta the window's last point
-height_projection_residual; window; loss; bound; floor; ; what the next step of the projection would bring, s |grad L|^2
-height_decay; window; loss; exact; decay; branch; L(theta) - L(end of gradient descent with lr -> 0)
+height_projection; window; loss; bound; descent; slide; L(theta) - L(its floor), theta the window's last point
+height_projection_residual; window; loss; bound; descent; ; what the next step of the projection would bring, s |grad L|^2
+height_decay; window; loss; exact; descent; branch; L(theta) - L(end of gradient descent with lr -> 0)
 evaluations; window; 1; exact; count; ; passes over the data (a gradient counts as one)
 curve; step_curve alpha; loss; bound; curve; ; phi(alpha)
 curve_error; step_curve; loss; bound; curve; ; estimated error between the nodes, 0 where each alpha was evaluated
 curve_points; step_curve; 1; exact; count; ; points of the line at which the loss was evaluated
-r2; step_curve; 1; bound; curve; level; R^2 of the least-squares parabola on the curve
-cubic; step_curve; loss; bound; curve; cubic; coefficient of alpha^3 in the least-squares cubic
-cubic_ratio; step_curve; 1; bound; curve; cubic; cubic / a2
+r2; step_curve; 1; bound; curve; shape; R^2 of the least-squares parabola on the curve
+cubic; step_curve; loss; bound; curve; shape; coefficient of alpha^3 in the least-squares cubic
+cubic_ratio; step_curve; 1; bound; curve; shape; cubic / a2
 convex; step_curve; 1; exact; curve; ; all second differences >= -4 (rounding + curve_error)
-barrier; step_curve; loss; bound; curve; inside; largest phi at 0 < alpha < 1 - larger of phi(0), phi(1)
-curve_argmin; step_curve; 1; bound; curve; level; alpha of the lowest point of the curve, to the spacing of alpha
+barrier; step_curve; loss; bound; curve; shape; largest phi at 0 < alpha < 1 - larger of phi(0), phi(1)
+curve_argmin; step_curve; 1; bound; curve; shape; alpha of the lowest point of the curve, to the spacing of alpha
 alpha_20; step_curve; 1; bound; even; even; smallest alpha found with phi(alpha) >= 1.2 phi(0)
 """
 _FLAGS = {"own_batch": "met not_asked not_minus_lr_g no_loss no_batch loss_differs", "interior": "no yes", "convex": "no yes"}
@@ -134,10 +131,12 @@ def valley(
     circular block bootstrap over updates. NaN where nothing is known.
 
     Curve: polynomial through (low + high) / 2 - (high - low) / 2 cos(j pi / n), j = 0..n, n = 4, then 8, with Chebyshev
-    coefficients c_0..c_n. Error e = E q / (1 - q), E = max(|c_{n-1}|, |c_n|), q = E / max(|c_{n-3}|, |c_{n-2}|), infinite
-    for q >= 1/2. Accepted if e <= tolerance x range of the nodes (or E is rounding) and neither the sign of the barrier nor
-    convexity hangs on e; else each alpha is evaluated and e = 0. A feature narrower than the nodes' spacing and absent
-    from them all is not seen: tolerance=0 evaluates each alpha everywhere.
+    coefficients c_0..c_n. Error e = max(2 x range x rho, E q / (1 - q)), E = max(|c_{n-1}|, |c_n|), q = E / max(|c_{n-3}|,
+    |c_{n-2}|), infinite for q >= 1/2. rho: measured residual / range at one further alpha (in turn) of the first and then
+    every fourth update of a window, rho <- max(new, 0.8 rho): the kinks of ReLU networks do not show in the decay alone.
+    Accepted if e <= tolerance x range, and neither the sign of the barrier nor convexity hangs on e; else each alpha is
+    evaluated and e = 0. A feature narrower than the spacing and absent from all nodes is seen only where one looks:
+    tolerance=0 evaluates each alpha everywhere.
 
     Own batch: the parabola on `surface.on_batch(batch)`, training mode. -2 a2_B / a1_B = lr g'H_B g / |g|^2 in its secant
     form, if |d + lr g| / |d| <= 1e-6 + eps |theta| / |d| (rounding of theta) and phi_B(0) is the recorded loss to 1e-5
@@ -166,7 +165,7 @@ def valley(
     Raises:
         ArgumentError: no surface, or an option out of range.
 
-    Cost: 2 + 1/window passes over the data an update; 4 + 1/window with the curve on [0, 1] where 5 nodes do, up to the
+    Cost: 2 + 1/window passes over the data an update; 4.25 + 1/window with the curve on [0, 1] where 5 nodes do, up to the
         number of alphas where not; 3 passes over the own batch; projection and decay: one gradient a step and window.
     """
     if surface is None:
@@ -185,8 +184,7 @@ def valley(
         "step": ("step", np.array([r["step"] for r in work.rows], np.int64), "update t"),
         "step_curve": ("step_curve", np.array([s["step"] for s in work.shapes], np.int64), "update t with a curve"),
         "alpha": ("alpha", grid, "position along the update: theta_t + alpha d_t"),
-        "window_first": ("window", np.array([a for a, _ in spans], np.int64), "first point of the window"),
-        "window_last": ("window", np.array([b for _, b in spans], np.int64), "last point of the window"),
+        **{f"window_{e}": ("window", np.array([x[i] for x in spans], np.int64), f"its {e} point") for i, e in enumerate(ENDS)},
     }
     return measurement(_VARIABLES, work.values(), coords)
 
@@ -290,23 +288,26 @@ def _barrier(segment: _Segment, alphas: Array, values: Array) -> float:
     return float(inside.max() - segment.ask([0.0, 1.0]).max()) if len(inside) else np.nan
 
 
-def _curve(segment: _Segment, alphas: Array, tolerance: float, floor: float) -> tuple[Array, float]:
+def _curve(
+    segment: _Segment, alphas: Array, tolerance: float, look: tuple[int, dict[int, float]], floor: float
+) -> tuple[Array, float]:
     """The curve and its error: through 5 nodes, through 9, or evaluated everywhere."""
-    low, high = float(alphas[0]), float(alphas[-1])
+    low, high, (turn, residuals) = float(alphas[0]), float(alphas[-1]), look
     for n in (4, 8) if tolerance > 0 else ():
-        if n + 1 >= len(alphas):
-            break
-        at_nodes = segment.ask(_lobatto(low, high, n))
-        if not np.isfinite(at_nodes).all():
+        if n + 1 >= len(alphas) or not np.isfinite(at_nodes := segment.ask(_lobatto(low, high, n))).all():
             break
         coefficients = np.linalg.solve(chebyshev.chebvander(_lobatto(-1, 1, n), n), at_nodes)
-        tail, before = np.abs(coefficients[-2:]).max(), np.abs(coefficients[-4:-2]).max()
-        error = tail * tail / (before - tail) if before > 2 * tail else np.inf  # E q / (1 - q)
-        if tail <= 2 * floor:
-            error = 2 * floor
-        elif error > tolerance * np.ptp(at_nodes):
-            continue
         values = chebyshev.chebval((2 * alphas - low - high) / (high - low), coefficients)
+        spread, spare = float(np.ptp(at_nodes)), [i for i, a in enumerate(alphas) if float(a) not in segment.values]
+        if turn % LOOK == 0 and spare and spread > 0:
+            place = spare[turn // LOOK * 3 % len(spare)]
+            miss = abs(values[place] - segment.ask([alphas[place]])[0]) / spread
+            residuals[n] = max(miss, 0.8 * residuals.get(n, 0.0))
+        tail, before = np.abs(coefficients[-2:]).max(), np.abs(coefficients[-4:-2]).max()
+        decay = tail * tail / (before - tail) if before > 2 * tail else np.inf
+        error = max(2 * floor, 2 * spread * residuals.get(n, 0.0), 0.0 if tail <= 2 * floor else decay)
+        if error > max(tolerance * spread, 2 * floor):
+            continue
         values = np.array([segment.values.get(float(a), v) for a, v in zip(alphas, values, strict=True)])
         bend = _bends(alphas, values).min()
         if abs(_barrier(segment, alphas, values)) <= error or -4 * (floor + error) <= bend < -4 * floor:
@@ -315,9 +316,9 @@ def _curve(segment: _Segment, alphas: Array, tolerance: float, floor: float) -> 
     return segment.ask(alphas), 0.0
 
 
-def _shape(segment: _Segment, alphas: Array, row: Row, tolerance: float) -> dict[str, Any]:
+def _shape(segment: _Segment, alphas: Array, row: Row, tolerance: float, look: tuple[int, dict[int, float]]) -> dict[str, Any]:
     floor = row["rounding"]
-    values, error = _curve(segment, alphas, tolerance, floor)
+    values, error = _curve(segment, alphas, tolerance, look, floor)
     result: dict[str, Any] = {"curve": values, "curve_error": error, "curve_points": len(segment.values), "convex": 0.0}
     result |= dict.fromkeys(("r2", "cubic", "cubic_ratio", "barrier", "curve_argmin"), np.nan)
     if not np.isfinite(values).all():
@@ -364,15 +365,14 @@ class _Work:
 
     def __post_init__(self) -> None:
         self.table = self.trajectory.steps
-        self.surface_eps = _eps(self.surface.fingerprint().get("dtype", "float64"))
+        self.surface_eps = max(_eps(name) for name in str(self.surface.fingerprint().get("dtype", "float64")).split("+"))
         self.eps = max([_eps(name) for name in self.trajectory.header.layout.dtypes], default=self.surface_eps)
-        low, high = float(self.alphas[0]), float(self.alphas[-1])
-        nodes = _lobatto(low, high, 4) if self.tolerance and len(self.alphas) > 5 else self.alphas
+        nodes = _lobatto(self.alphas[0], self.alphas[-1], 4) if self.tolerance and len(self.alphas) > 5 else self.alphas
         self.nodes = [float(a) for a in nodes if abs(a - 1) > 1e-12]
 
     def window(self, first: int, last: int) -> None:
         """Measure the updates first..last - 1; three points are held at a time."""
-        begin, used = len(self.rows), 0
+        begin, used, self.residuals = len(self.rows), 0, dict[int, float]()
         before, (point, buffers) = None, self._point(first)
         for t in range(first, last):
             following, following_buffers = self._point(t + 1)
@@ -393,7 +393,7 @@ class _Work:
     def _finish(self, segment: _Segment, step: int, first: int) -> int:
         row = segment.parabola(self.surface_eps)
         if step - first < self.curves:
-            shape = _shape(segment, self.alphas, row, self.tolerance)
+            shape = _shape(segment, self.alphas, row, self.tolerance, (step - first, self.residuals))
             self.shapes.append(shape | {"step": step, "alpha_20": _break_even(segment, self.break_even)})
         self.rows.append(row | self._own_batch(segment, step) | {"step": step})
         return segment.evaluations
