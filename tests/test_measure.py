@@ -48,9 +48,10 @@ def test_live_equals_offline(recorded, name, window):
     feed(sink, trajectory)
     assert offline.sizes["step"] == 19
     assert offline.sizes["window"] == (5 if window == 5 else 2)
-    assert set(sink.measured.variables) == set(offline.variables)
+    measured = sink.measured
+    assert set(measured.variables) == set(offline.variables)
     for variable in offline.variables:
-        xr.testing.assert_equal(sink.measured[variable].drop_attrs(), offline[variable].drop_attrs())
+        xr.testing.assert_equal(measured[variable].drop_attrs(), offline[variable].drop_attrs())
     assert sum(np.isfinite(offline[v].values).any() for v in offline.data_vars if offline[v].dtype.kind == "f") > 5
 
 
