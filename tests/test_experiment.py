@@ -14,7 +14,7 @@ DESCRIBED = {
     "name": "small",
     "seed": 4,
     "data": {"dataset": "digits", "train": 300, "label_noise": 0.3},
-    "model": {"name": "mlp", "widths": [20]},
+    "model": {"name": "mlp", "hidden": [20]},
     "phases": [
         {"lr": 0.2, "batch_size": 32, "updates": 12, "schedule": {"kind": "cyclic", "low": 0.1, "high": 0.5, "period": 10}},
         {"walker": "adam", "lr": 0.01, "batch_size": "full", "epochs": 3.0, "betas": [0.8, 0.99]},
@@ -139,7 +139,7 @@ def test_a_description_goes_to_json_and_back():
     assert Experiment(**experiment.described()) == experiment
     assert describe(DESCRIBED) == experiment
     assert describe(experiment) is experiment
-    assert experiment.model.options == {"widths": [20]}
+    assert experiment.model.options == {"hidden": [20]}
     assert experiment.phases[1].options == {"betas": [0.8, 0.99]}
 
 
@@ -192,14 +192,14 @@ def test_wrong_descriptions_name_the_key(path, value, message):
 
 
 def test_a_grid_expands_to_named_experiments():
-    grid = {"lr": [0.05, 0.2], "batch_size": [16, "full"], "seed": [3], "model.widths": [7], "label_noise": [0.1]}
+    grid = {"lr": [0.05, 0.2], "batch_size": [16, "full"], "seed": [3], "model.hidden": [7], "label_noise": [0.1]}
     experiments = Experiment(**changed(("grid",), grid)).expand()
     assert [e.name for e in experiments] == [
-        f"lr{lr}-batch{size}-seed3-widths7-label_noise0.1" for lr in (0.05, 0.2) for size in (16, "full")
+        f"lr{lr}-batch{size}-seed3-hidden7-label_noise0.1" for lr in (0.05, 0.2) for size in (16, "full")
     ]
     last = experiments[-1]
     assert [(p.lr, p.batch_size) for p in last.phases] == [(0.2, "full")] * 2
-    assert (last.seed, last.model.options, last.data.label_noise, last.grid) == (3, {"widths": 7}, 0.1, {})
+    assert (last.seed, last.model.options, last.data.label_noise, last.grid) == (3, {"hidden": 7}, 0.1, {})
     assert Experiment(**DESCRIBED).expand() == [Experiment(**DESCRIBED)]
     with pytest.raises(UnknownNameError, match="no key of the grid is called 'lrr'; did you mean 'lr'"):
         Experiment(**changed(("grid",), {"lrr": [1.0]})).expand()

@@ -14,8 +14,8 @@ from sgdscope.runs import open_trajectory
 from sgdscope.stores.zarr import ZarrStore
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-MLP = {"name": "mlp", "widths": [16, 12]}
-SPECIAL = {"name": "mlp", "widths": [16, 12], "batchnorm": True, "dropout": 0.3}
+MLP = {"name": "mlp", "hidden": [16, 12]}
+SPECIAL = {"name": "mlp", "hidden": [16, 12], "batchnorm": True, "dropout": 0.3}
 PLAIN = {"lr": 0.2, "batch_size": 16, "updates": 23}
 
 
@@ -82,8 +82,7 @@ def test_every_point_is_rebuilt_bit_for_bit(case, tmp_path):
 def test_the_batches_are_those_of_the_loop(plain_run, tmp_path):
     trajectory = open_trajectory(plain_run)
     surface = surface_of(experiment())
-    model, loss, data = parts(experiment())
-    assert len(data.x) == 150
+    assert len(parts(experiment())[2].x) == 150
     for step in (0, 4, 17, 22):
         x, y = trajectory.batch(step)
         assert (len(x), len(y)) == (16, 16)
@@ -158,13 +157,13 @@ def test_another_machine_is_named_part_by_part(own_run, part, value, remedy):
 
 def test_what_is_rebuilt_wrongly_is_an_error_that_names_the_step(own_run):
     changed_settings(own_run, lambda settings: settings["experiment"]["phases"][0].update(lr=0.2000001))
-    with pytest.raises(ReplayError, match="theta of step 7 was rebuilt with hash .* recorded was"):
+    with pytest.raises(ReplayError, match=r"theta of step 7 was rebuilt with hash .* recorded was"):
         open_trajectory(own_run).theta(7)
     assert torch.isfinite(open_trajectory(own_run).theta(5)).all()  # a key frame itself is right
 
 
 def test_points_beyond_the_run_and_broken_descriptions_are_refused(own_run):
-    with pytest.raises(NotAvailableError, match="step 24 was not recorded; the run has 23 updates"):
+    with pytest.raises(NotAvailableError, match=r"step 24 was not recorded; the run has 23 updates"):
         open_trajectory(own_run).theta(24)
     changed_settings(own_run, lambda settings: settings["experiment"].update(phases=3))
     with pytest.raises(CorruptRunError, match=r"no valid experiment: .*phases: "):
@@ -203,16 +202,15 @@ def test_a_drop_of_the_learning_rate_keeps_the_momentum(tmp_path):
     trajectory = open_trajectory(run(experiment(phases), tmp_path / "run"))
     before = trajectory.theta(6) - trajectory.theta(5)
     after = trajectory.theta(7) - trajectory.theta(6)
-    model, loss, data = parts(experiment())
     _, gradient = surface_of(experiment()).value_and_grad(trajectory.theta(6))
     torch.testing.assert_close(after, 0.1 * 0.9 * before - 0.02 * gradient.to(before.dtype), rtol=1e-3, atol=1e-6)
     assert trajectory.steps["lr"].values.tolist() == [0.2] * 6 + [0.02] * 6
 
 
 def test_a_start_that_does_not_fit_is_refused(plain_run, tmp_path):
-    with pytest.raises(ArgumentError, match="start.step: .*step 40 was not recorded"):
+    with pytest.raises(ArgumentError, match=r"start\.step: .*step 40 was not recorded"):
         run(experiment(start={"run": str(plain_run), "step": 40}), tmp_path / "a")
-    with pytest.raises(ArgumentError, match="start.run: the network of .* has other parameters"):
+    with pytest.raises(ArgumentError, match=r"start\.run: the network of .* has other parameters"):
         run(experiment(model=SPECIAL, start={"run": str(plain_run), "step": 4}), tmp_path / "b")
     assert not (tmp_path / "a").exists()
 
@@ -244,15 +242,17 @@ def test_batches_larger_than_the_data_are_refused(tmp_path):
         run(experiment([PLAIN | {"batch_size": 151}]), tmp_path / "a")
     with pytest.raises(ArgumentError, match=r"phases\[0\].betas: the walker 'sgd' has no such option"):
         run(experiment([PLAIN | {"betas": [0.9, 0.9]}]), tmp_path / "b")
-    with pytest.raises(ArgumentError, match="size: expected 1..150"):
+    with pytest.raises(ArgumentError, match=r"model\.widths: the model 'mlp' has no such option; it takes hidden"):
+        run(experiment(model={"name": "mlp", "widths": [3]}), tmp_path / "c")
+    with pytest.raises(ArgumentError, match=r"size: expected 1\.\.150"):
         surface_of(experiment(), size=151)
 
 
 def test_the_examples_are_valid():
     assert [e.name for e in load_toml(EXAMPLES / "digits_mlp.toml").expand()][:2] == ["lr0.05-seed0", "lr0.05-seed1"]
-    model, _, data = parts(load_toml(EXAMPLES / "digits_mlp.toml").expand()[0])
+    model, _, _ = parts(load_toml(EXAMPLES / "digits_mlp.toml").expand()[0])
     assert sum(p.numel() for p in model.parameters()) == 64 * 100 + 100 + 100 * 100 + 100 + 100 * 10 + 10
-    assert load_toml(EXAMPLES / "mnist_mlp.toml").model.options == {"widths": [500, 350], "batchnorm": True}
+    assert load_toml(EXAMPLES / "mnist_mlp.toml").model.options == {"hidden": [500, 350], "batchnorm": True}
 
 
 @pytest.mark.data
@@ -271,6 +271,5 @@ def test_the_mnist_example_runs_on_the_real_files(data_dir, tmp_path):
         (10, 350),
     ]
     assert trajectory.snapshot_steps.tolist() == list(range(13))
-    points = [trajectory.theta(step) for step in range(13)]
-    assert all(not torch.equal(a, b) for a, b in zip(points, points[1:], strict=False))
+    assert len({trajectory.theta(step).numpy().tobytes() for step in range(13)}) == 13
     assert float(trajectory.steps["loss"][-1]) < 0.7 * float(trajectory.steps["loss"][0])

@@ -28,7 +28,7 @@ def experiment(mode, updates=160):
     return Experiment(
         seed=7,
         data={"dataset": "digits", "train": 200},
-        model={"name": "mlp", "widths": [12], "batchnorm": True, "dropout": 0.2},
+        model={"name": "mlp", "hidden": [12], "batchnorm": True, "dropout": 0.2},
         phases=[
             {"lr": 0.1, "momentum": 0.9, "batch_size": 16, "updates": 70},
             {"walker": "adam", "lr": 0.01, "batch_size": 32, "updates": updates - 70},

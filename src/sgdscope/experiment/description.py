@@ -19,13 +19,25 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Data(Part):
-    """What is learnt: a dataset by name and how much of it; `label_noise` is the share of training labels made random."""
+    """What is learnt: a dataset by name and how much of it; `label_noise` is the share of training labels made random.
+
+    `seed` is that of drawn data, `context` the window of a text, `label` the label column of a table; see `datasets.load`.
+    """
 
     dataset: str
     train: PositiveInt | None = None
     test: PositiveInt | None = None
     label_noise: Share = 0.0
     noise_seed: int = 0
+    standardise: bool = True
+    seed: int | None = None
+    context: PositiveInt | None = None
+    label: str | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `datasets.load` is told beside the name: everything that was given."""
+        return self.model_dump(exclude={"dataset"}, exclude_none=True)
 
 
 class Model(Part):
@@ -193,12 +205,12 @@ _SHORT = {"batch_size": "batch"}
 
 def _set(described: dict[str, Any], key: str, value: Scalar) -> None:
     """Put a value of the grid where its key belongs."""
-    if key in Phase.model_fields:
+    if key in ("seed", "threads"):
+        described[key] = value
+    elif key in Phase.model_fields:
         described["phases"] = [phase | {key: value} for phase in described["phases"]]
     elif key in Data.model_fields:
         described["data"] = described["data"] | {key: value}
-    elif key in ("seed", "threads"):
-        described[key] = value
     elif key.startswith("model."):
         described["model"] = described["model"] | {key.removeprefix("model."): value}
     else:

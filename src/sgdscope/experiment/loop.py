@@ -163,6 +163,8 @@ class Loop:
     def __init__(self, experiment: Experiment, data_dir: Any = None) -> None:
         self.experiment, self.step = experiment, 0
         self.device = torch.device(experiment.device)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise ArgumentError(f"device: expected 'cpu', the only device here, got '{experiment.device}'")
         self.data = load_data(experiment, data_dir)
         self.examples = len(self.data.x)
         self.x, self.y = self.data.x.to(self.device), self.data.y.to(self.device)
@@ -281,6 +283,9 @@ class Loop:
         """The point as a recorder keeps it: the buffers are those after the forward pass of the update that starts here.
 
         Inside `random.installed`. The loop stands where it stood; the cost is a forward pass, if there are buffers.
+
+        Returns:
+            Copies.
         """
         if not self.buffer_layout.size or self.step >= self.total:
             return self.snapshot()
@@ -420,15 +425,7 @@ def unpack_state(arrays: Mapping[str, NDArray[Any]], entries: list[Any], plain: 
 
 def load_data(experiment: Experiment, data_dir: Any = None) -> datasets.Dataset:
     """Load the data of an experiment."""
-    described = experiment.data
-    return datasets.load(
-        described.dataset,
-        data_dir,
-        train=described.train,
-        test=described.test,
-        label_noise=described.label_noise,
-        noise_seed=described.noise_seed,
-    )
+    return datasets.load(experiment.data.dataset, data_dir, **experiment.data.options)
 
 
 def build_model(experiment: Experiment, data: datasets.Dataset) -> nn.Module:
@@ -441,8 +438,8 @@ def build_model(experiment: Experiment, data: datasets.Dataset) -> nn.Module:
             seed=derived_seed(experiment.seed, "model"),
             **experiment.model.options,
         )
-    except TypeError as error:
-        raise ArgumentError(f"model: {error}") from error
+    except ArgumentError as error:
+        raise ArgumentError(f"model.{error}") from error
 
 
 def build_walker(phase: Phase, number: int, parameters: list[nn.Parameter], seed: int) -> torch.optim.Optimizer:

@@ -181,8 +181,8 @@ class Replayer:
         if (found := loop.theta_hash()) != expected:
             self._checked = False
             raise ReplayError(
-                f"{self.path}: theta of step {step} was rebuilt with hash {found:016x}, recorded was {expected:016x}; the model or "
-                "the loop has changed since the recording: use the version of sgdscope in the run's settings "
+                f"{self.path}: theta of step {step} was rebuilt with hash {found:016x}, recorded was {expected:016x}; the model "
+                "or the loop has changed since the recording: use the version of sgdscope in the run's settings "
                 f"({self._stored.settings.get('sgdscope')}), or record again with mode = 'snapshots'"
             )
         return loop

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import joblib
 import torch
@@ -114,8 +114,10 @@ def run(experiment: Experiment, out: str | Path, *, data_dir: str | Path | None 
     resumed = None if stored is None else _last_key_frame(path, stored)
     if resumed:
         loop.restore(resumed, *ZarrStore.read_record(path, KEY_FRAMES, resumed))
-    with loop.random.installed(experiment.threads):
-        _record(loop, path, resumed, progress)
+    with loop.random.installed(experiment.threads), closing(recorded(loop, path, resumed)) as walk:
+        for done in walk:
+            if progress is not None:
+                progress(done, loop.total)
     return path
 
 
@@ -171,8 +173,17 @@ def branch(loop: Loop, experiment: Experiment, data_dir: str | Path | None) -> N
     loop.take(frame.arrays, frame.meta, walker=other.walker_at(start.step) == experiment.phases[0].walker)
 
 
-def _record(loop: Loop, path: Path, resumed: int | None, progress: Progress | None) -> None:
-    """Walk from where the loop stands to the end, recorded."""
+def recorded(loop: Loop, path: Path, resumed: int | None = None) -> Generator[int]:
+    """Walk from where a loop stands to the end, recorded; inside `random.installed`.
+
+    Args:
+        loop: stands at the start, or at the key frame of `resumed`.
+        path: of the run directory.
+        resumed: the key frame from which a killed run goes on; None for a new run.
+
+    Yields:
+        The number of updates done, after each.
+    """
     experiment = loop.experiment
     named = FirstAndLast() if experiment.record.mode == "replay" else schedule(experiment)
     frames: dict[int, Record] = {}  # taken before the forward pass; the recorder asks when the optimizer steps
@@ -200,8 +211,7 @@ def _record(loop: Loop, path: Path, resumed: int | None, progress: Progress | No
             torch.autograd.backward(recorder.loss(loop.model, batch))
             loop.optimizer.step()
             loop.step = step + 1
-            if progress is not None:
-                progress(loop.step, loop.total)
+            yield loop.step
 
 
 class FirstAndLast:
@@ -321,7 +331,7 @@ def surface_of(
     data_dir: str | Path | None = None,
     *,
     size: int | None = None,
-    batchnorm: str = "eval",
+    batchnorm: Literal["eval", "batch", "recalibrate"] = "eval",
     dtype: torch.dtype | None = None,
 ) -> LossSurface:
     """The loss of an experiment on its training set.
