@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from sgdscope.errors import ArgumentError
+
 SIZES: Mapping[str, dict[str, Any]] = {
-    "quick": {"data": {"dataset": "digits", "train": 1500, "label_noise": 0.3}, "model": {"name": "mlp", "hidden": [100, 100]}}
+    "quick": {"data": {"dataset": "digits", "label_noise": 0.3}, "model": {"name": "mlp", "hidden": [100, 100]}}
     | {"updates": 240, "at": (180,), "spread": (30, 105, 180), "length": 60, "decay": 0.0, "lr": 0.15, "batch_size": 64},
     "standard": {"data": {"dataset": "mnist", "label_noise": 0.3}, "model": {"name": "mlp", "hidden": [500, 350]}}
     | {"updates": 2400, "at": (2340,), "spread": (24, 240, 1200, 2340), "length": 60, "decay": 0.0, "lr": 0.15, "batch_size": 64},
@@ -75,3 +77,49 @@ def presets(chosen: Sequence[Chosen]) -> dict[str, Callable[[int], list[dict[str
 
 ONE_RUN = presets([(1.0, 1.0, 0, {"at": "spread"}), (4.0, 1.0, 0, {"at": "spread"})])
 SWEEP = presets(GRID)
+
+
+def transfer(description: Mapping[str, Any], own: Mapping[str, Any], preset: str) -> dict[str, Any]:
+    """Carry a claim's run over to a user's experiment.
+
+    Data, model, loss, walker and its options are the user's. Learning rate and batch size keep their ratio to the
+    preset's: lr = own lr x (described lr / preset lr), likewise the batch size, rounded; a full batch stays full. Where the
+    user gives the number of updates, phases and bursts are stretched to it (a burst keeps its length).
+
+    Args:
+        description: of a run of the preset.
+        own: the user's experiment, described.
+        preset: of the run.
+
+    Returns:
+        The description to be run.
+
+    Raises:
+        ArgumentError: the user's batch is the full set, so that no other batch size has a ratio to it.
+    """
+    size, first = SIZES[preset], own["phases"][0]
+    total = sum(phase.get("updates") or 0 for phase in own["phases"])
+    stretch = total / size["updates"] if total and not any("epochs" in phase for phase in own["phases"]) else 1.0
+    length = description["record"]["snapshots"]["length"]
+    last = max(0, round(size["updates"] * stretch) - length)
+    moved = {a: min(round(a * stretch), last) for a in description["record"]["snapshots"]["at"]}
+    phases, begun, placed = [], 0, 0
+    for phase in description["phases"]:
+        begun += phase["updates"]
+        end = moved.get(begun, round(begun * stretch))
+        changed = {"lr": first["lr"] * phase["lr"] / size["lr"], "updates": end - placed}
+        phases.append({k: v for k, v in first.items() if k not in {"epochs", "schedule"}} | changed)
+        phases[-1]["batch_size"] = _batch(phase["batch_size"], first["batch_size"], size["batch_size"])
+        placed = end
+    kept = {k: v for k, v in own.items() if k not in {"grid", "start", "name"}}
+    record = dict(own.get("record", {})) | {"snapshots": {"kind": "bursts", "length": length, "at": sorted(set(moved.values()))}}
+    changed = {"name": f"{own['name']}-{description['name']}", "seed": description["seed"], "phases": phases, "record": record}
+    return kept | changed
+
+
+def _batch(described: int | str, own: int | str, reference: int) -> int | str:
+    if isinstance(described, str):
+        return described
+    if isinstance(own, str):
+        raise ArgumentError("phases[0].batch_size: the claims vary it, so the experiment needs a number in place of 'full'")
+    return max(1, round(own * described / reference))
