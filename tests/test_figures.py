@@ -81,6 +81,15 @@ def test_floor_lies_at_alpha_star_and_at_the_bottom():
     np.testing.assert_array_equal(floor.marker.opacity, 1)
 
 
+def test_floor_of_a_crooked_step_lies_on_its_measured_curve():
+    run = descend(0.5)
+    valley = run.measured["valley"].copy(deep=True)
+    valley["curve"][2] = [0.0, -5.0, -7.0, -6.0, 0.0]
+    floor = only(figures.valley_walk({"valley": valley}, run.steps, (2, 3)), "floor")
+    # through (1/4, -5), (1/2, -7), (3/4, -6): -7 - 2 u + 24 u^2 with u = alpha - 1/2, lowest at u = 1/24
+    np.testing.assert_allclose((floor.x[0], floor.y[0]), (2.5 + 1 / 24, -7 - 1 / 24), rtol=1e-12)
+
+
 def test_floor_beyond_the_step_is_the_lower_end_and_unmarked():
     run = descend(0.2)  # lr SHARP = 0.64: alpha* = 1.5625
     floor = only(figures.valley_walk(run.measured, run.steps, (0, 6)), "floor")
@@ -137,7 +146,7 @@ def test_panels_share_one_axis():
 
 def test_predicted_cosine_is_the_windows_own():
     run = descend(0.5)
-    predicted = only(figures.valley_walk(run.measured, run.steps, (6, 12)), "predicted")
+    predicted = only(figures.valley_walk(run.measured, run.steps, (6, 12)), "if stationary")
     np.testing.assert_array_equal(predicted.y, [-0.62, -0.62])
     assert predicted.yaxis == "y2"
 

@@ -114,7 +114,7 @@ def test_runs_in_memory_and_several_of_one_name(tmp_path):
 
 
 def test_nothing_is_fetched_and_nothing_from_a_run_is_markup(tmp_path):
-    run = measured_walk(name=NASTY, experiment={"name": NASTY, NASTY: [NASTY]})
+    run = measured_walk(walker=NASTY + "<sup>", batch_size=NASTY, experiment={"name": NASTY, NASTY: [NASTY]})
     run = Evidence(run.settings, run.steps.assign({NASTY: ("step", np.arange(120.0))}), run.measured, {"name": NASTY})
     verdict = Verdict("W1", "supported", 0.9, (0.8, 1.0), 5, 0.5, NASTY, {NASTY: 1.0})
     page = Text(report(run, tmp_path / "page.html", verdicts=[verdict], title=NASTY))

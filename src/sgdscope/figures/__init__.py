@@ -6,19 +6,20 @@ that a page can be light or dark; the colours are Okabe and Ito's (2008), shifte
 """
 
 from sgdscope.figures.across import distance_law, floor_position, height_against_lr
-from sgdscope.figures.look import interior, learning_rate, name_of, nonfinite_steps
+from sgdscope.figures.look import batch_of, learning_rate, name_of, nonfinite_steps, walker_of
 from sgdscope.figures.series import scalar_series, user_series
 from sgdscope.figures.valley import valley_walk
 
 __all__ = [
+    "batch_of",
     "distance_law",
     "floor_position",
     "height_against_lr",
-    "interior",
     "learning_rate",
     "name_of",
     "nonfinite_steps",
     "scalar_series",
     "user_series",
     "valley_walk",
+    "walker_of",
 ]

@@ -179,6 +179,8 @@ def distance_law(evidence: Sequence[Evidence]) -> go.Figure:
         raise NotAvailableError("no run has a distance from the start at two updates or more")
     dress(figure, height=480)
     figure.update_xaxes(title_text="updates since the start, t", **log_axis(figure, "x"))
+    drawn = np.log10(np.concatenate([_distances(item)[1] for item in evidence]))
+    figure.update_yaxes(range=[drawn.min() - 0.15, drawn.max() + 0.15])  # a logarithm goes to minus infinity on this axis
     figure.update_yaxes(title_text="|θ<sub>t</sub> − θ<sub>0</sub>| (units of θ)", **log_axis(figure, "y"))
     return figure
 

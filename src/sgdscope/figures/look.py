@@ -25,19 +25,6 @@ MOST_MARKS = 60
 Z95 = 1.959963984540054  # two-sided 95 % of the normal distribution
 
 
-def interior(valley: xr.Dataset) -> Array:
-    """Whether the minimum lies strictly between the two ends of each update.
-
-    Args:
-        valley: the measurement.
-
-    Returns:
-        [step] bool; from the variable `interior`, else 0 < alpha* < 1.
-    """
-    alpha = column(valley, "alpha_star")
-    return valley["interior"].values.astype(bool) if "interior" in valley else (alpha > 0) & (alpha < 1)
-
-
 def nonfinite_steps(steps: xr.Dataset) -> Array:
     """The updates whose loss, gradient or parameters were not finite.
 
@@ -83,11 +70,24 @@ def name_of(item: Evidence) -> str:
 
 def group(item: Evidence) -> str:
     """Walker and batch size of a run, in words."""
+    return f"{walker_of(item) or 'run'}, batch {batch_of(item) or 'not recorded'}"
+
+
+def walker_of(item: Evidence) -> str:
+    """The walker of a run, or the class of its first optimizer; empty if neither is known."""
+    optimizers = item.settings.get("optimizers")
+    first = optimizers[0] if isinstance(optimizers, list | tuple) and optimizers else {}
+    return str(item.settings.get("walker") or (first.get("class") if isinstance(first, Mapping) else None) or "")
+
+
+def batch_of(item: Evidence) -> str:
+    """The batch size of a run: what the settings say, else the median of what was recorded; empty if neither is known."""
     batch = item.settings.get("batch_size")
-    if batch is None and "batch_size" in item.steps and item.steps.sizes.get("step", 0):
+    if batch is None and "batch_size" in item.steps:
         recorded = np.asarray(item.steps["batch_size"].values, float)
-        batch = f"{np.nanmedian(recorded):.0f}" if np.isfinite(recorded).any() else None
-    return f"{item.settings.get('walker') or 'run'}, batch {'not recorded' if batch is None else batch}"
+        recorded = recorded[np.isfinite(recorded)]
+        batch = f"{np.median(recorded):.0f}" if len(recorded) else None
+    return "" if batch is None else str(batch)
 
 
 def need(data: xr.Dataset | None, quantity: str, *names: str) -> xr.Dataset:

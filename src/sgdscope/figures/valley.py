@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import plotly.graph_objects as go
@@ -20,7 +21,6 @@ from sgdscope.figures.look import (
     between,
     column,
     dress,
-    interior,
     mark_nonfinite,
     need,
 )
@@ -31,7 +31,8 @@ def valley_walk(measured: Mapping[str, xr.Dataset], steps: xr.Dataset, window: t
 
     Panel 1 shows phi_t(alpha) = L(theta_t + alpha d_t) at x = t + alpha for alpha in [0, 1]: the measured curve of the
     update, or, where none was measured, its parabola L(theta_t) + a1 alpha + a2 alpha^2. The iterates are marked. The
-    floor joins the lowest point of each update; it is marked where it lies strictly between (0 < alpha* < 1).
+    floor joins the lowest point of each update as it is drawn (inside, the vertex of the parabola through the lowest point
+    of the curve and its neighbours), and is marked where that lies strictly between the ends.
     Panel 2 shows cos(g_{t-1}, g_t), panel 3 |theta_t - theta_0|, both at x = t.
 
     Args:
@@ -52,8 +53,9 @@ def valley_walk(measured: Mapping[str, xr.Dataset], steps: xr.Dataset, window: t
     valley = between(need(measured.get("valley"), "valley", "loss_start", "alpha_star"), "step", first, last - 1)
     if valley.sizes.get("step", 0) == 0:
         raise NotAvailableError(f"the valley was not measured in updates {first} to {last - 1}")
+    segments = _segments(valley)
     figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.04, row_heights=[0.5, 0.25, 0.25])
-    for trace in [*_paths(valley), _floor(valley), _iterates(valley)]:
+    for trace in [*_paths(segments), _floor(valley, segments), _iterates(valley)]:
         figure.add_trace(trace, row=1, col=1)
     inside = between(steps, "step", first, last)
     _panel(figure, 2, inside, "gradient_cosine", ("cos(g<sub>t−1</sub>, g<sub>t</sub>)", PURPLE))
@@ -70,32 +72,60 @@ def valley_walk(measured: Mapping[str, xr.Dataset], steps: xr.Dataset, window: t
     return figure
 
 
-def _paths(valley: xr.Dataset) -> list[go.Scatter]:
-    """The interpolated loss: measured curves, and parabolas where there are none; gaps where neither is known."""
-    curves = _curves(valley)
-    grid = np.linspace(0.0, 1.0, 11)
-    traces: dict[bool, tuple[list[float], list[float]]] = {True: ([], []), False: ([], [])}
+@dataclass(frozen=True)
+class _Segment:
+    """The loss along one update as it is drawn, for alpha in [0, 1]; `measured` or the parabola."""
+
+    step: int
+    alphas: Array
+    values: Array
+    measured: bool
+
+    def floor(self) -> tuple[float, float]:
+        """Alpha and loss of the lowest point; inside, the vertex of the parabola through the lowest node and its neighbours."""
+        if not np.isfinite(self.values).any():
+            return np.nan, np.nan
+        lowest = int(np.nanargmin(self.values))
+        if lowest in {0, len(self.values) - 1}:
+            return float(self.alphas[lowest]), float(self.values[lowest])
+        (a, b, c), (u, v, w) = self.alphas[lowest - 1 : lowest + 2], self.values[lowest - 1 : lowest + 2]
+        left, right = (v - u) / (b - a), (w - v) / (c - b)
+        bend = (right - left) / (c - a)
+        if not bend > 0:
+            return float(b), float(v)
+        vertex = (a + b) / 2 - left / (2 * bend)
+        return float(vertex), float(v - bend * (vertex - b) ** 2)
+
+
+def _segments(valley: xr.Dataset) -> list[_Segment]:
+    curves, grid = _curves(valley), np.linspace(0.0, 1.0, 11)
     start, a1, a2 = (column(valley, name) for name in ("loss_start", "a1", "a2"))
-    end = _loss_end(valley)
+    end, segments = _loss_end(valley), []
     for index, step in enumerate(valley["step"].values):
-        exact = int(step) in curves
-        if exact:
-            alphas, values = curves[int(step)]
-            inside = (alphas > 0) & (alphas < 1) & np.isfinite(values)
-            alphas = np.concatenate([[0.0], alphas[inside], [1.0]])
-            values = np.concatenate([[start[index]], values[inside], [end[index]]])
-        else:
-            alphas, values = grid, start[index] + a1[index] * grid + a2[index] * grid**2
-        xs, ys = traces[exact]
-        if xs and xs[-1] != step:
-            xs.append(float(step))
+        alphas, values = grid, start[index] + a1[index] * grid + a2[index] * grid**2
+        if measured := int(step) in curves:
+            nodes, losses = curves[int(step)]
+            inside = (nodes > 0) & (nodes < 1) & np.isfinite(losses)
+            alphas = np.concatenate([[0.0], nodes[inside], [1.0]])
+            values = np.concatenate([[start[index]], losses[inside], [end[index]]])
+        segments.append(_Segment(int(step), alphas, values, measured))
+    return segments
+
+
+def _paths(segments: Sequence[_Segment]) -> list[go.Scatter]:
+    """The interpolated loss: measured curves, and parabolas where there are none; gaps where neither is known."""
+    traces: dict[bool, tuple[list[float], list[float]]] = {True: ([], []), False: ([], [])}
+    for segment in segments:
+        xs, ys = traces[segment.measured]
+        if xs and xs[-1] != segment.step:
+            xs.append(float(segment.step))
             ys.append(np.nan)
-        xs += (step + alphas).tolist()
-        ys += values.tolist()
+        xs += (segment.step + segment.alphas).tolist()
+        ys += segment.values.tolist()
     names = {True: "loss along the step (measured)", False: "loss along the step (parabola through three points)"}
     return [
-        go.Scatter(x=np.array(xs), y=np.array(ys), mode="lines", name=names[exact], line={"color": BLUE, "width": 1.6})
-        for exact, (xs, ys) in traces.items()
+        go.Scatter(x=np.array(xs), y=np.array(ys), mode="lines", name=names[measured], line={"color": BLUE, "width": 1.6})
+        for measured, (xs, ys) in traces.items()
         if xs
     ]
 
@@ -114,23 +144,19 @@ def _loss_end(valley: xr.Dataset) -> Array:
     return np.where(np.isfinite(column(valley, "loss_end")), column(valley, "loss_end"), modelled)
 
 
-def _floor(valley: xr.Dataset) -> go.Scatter:
-    """The lowest point of each update; at an end where the minimum is not strictly between."""
-    steps = valley["step"].values
-    start, alpha, height = (column(valley, name) for name in ("loss_start", "alpha_star", "height_start"))
-    end = _loss_end(valley)
-    inside = interior(valley) & np.isfinite(height)
-    lowest = np.where(inside, start - height, np.fmin(start, end))
-    where = np.where(inside, alpha, np.where(end < start, 1.0, 0.0))
+def _floor(valley: xr.Dataset, segments: Sequence[_Segment]) -> go.Scatter:
+    """The lowest point of each update as it is drawn; at an end where it is not strictly between."""
+    alpha, lowest = np.array([segment.floor() for segment in segments]).T
+    inside = (alpha > 0) & (alpha < 1)
     return go.Scatter(
-        x=steps + where,
+        x=valley["step"].values + alpha,
         y=lowest,
         mode="lines+markers",
-        name="valley floor (lowest point of each step; marked where 0 < α* < 1)",
+        name="valley floor (lowest point of each step, marked where inside)",
         line={"color": ORANGE, "width": 1.2, "dash": "dot"},
         marker={"color": ORANGE, "size": 6, "symbol": "triangle-up", "opacity": inside.astype(float)},
-        customdata=np.stack([alpha, height], axis=-1),
-        hovertemplate="floor %{y:.4g} at α* = %{customdata[0]:.3g}, height %{customdata[1]:.3g}<extra></extra>",
+        customdata=np.stack([column(valley, "alpha_star"), column(valley, "height")], axis=-1),
+        hovertemplate="floor %{y:.4g}; α* %{customdata[0]:.3g}, height %{customdata[1]:.3g} by the parabola<extra></extra>",
     )
 
 
@@ -178,7 +204,7 @@ def _predicted_cosine(figure: go.Figure, motion: xr.Dataset | None, window: tupl
             x=[window[0], window[1]],
             y=[predicted, predicted],
             mode="lines",
-            name=f"predicted mean cosine −|∇L|²/E|g|² = {predicted:.2g}",
+            name=f"mean cosine if stationary, −|∇L|²/E|g|² = {predicted:.2g}".replace("-", "−"),
             line={"color": GREEN, "width": 1.5, "dash": "dash"},
         )
         figure.add_trace(trace, row=2, col=1)

@@ -162,9 +162,12 @@ def settings_section(pages: Sequence[Page]) -> str:
 def _all_settings(page: Page) -> dict[str, str]:
     """Settings of the run, and the options and surface of each measurement, as dotted names and texts."""
     nested: dict[str, Any] = {"run": page.source, **page.evidence.settings}
+    attrs = [data.attrs for data in page.evidence.measured.values()]
+    common = {key: value for key, value in attrs[0].items() if all(a.get(key) == value for a in attrs)} if attrs else {}
+    nested["measured"] = {key: _decoded(value) for key, value in common.items()}
     for name, data in page.evidence.measured.items():
-        nested[f"measured {name}"] = {key: _decoded(value) for key, value in data.attrs.items()}
-    return dict(_flat(nested))
+        nested[f"measured {name}"] = {key: _decoded(value) for key, value in data.attrs.items() if key not in common}
+    return dict(_flat({key: value for key, value in nested.items() if value not in ({}, [])}))
 
 
 def _decoded(value: Any) -> Any:

@@ -43,11 +43,9 @@ def _sentence(page: Page) -> str:
 
 
 def _training(page: Page, updates: int) -> str:
-    steps, settings = page.evidence.steps, page.evidence.settings
-    lr, batch = figures.learning_rate(page.evidence), settings.get("batch_size")
-    how = [str(settings["walker"])] if settings.get("walker") else []
-    how += [f"learning rate {number(lr)}"] if np.isfinite(lr) else []
-    how += [f"batch {batch}"] if batch is not None else []
+    steps, batch = page.evidence.steps, figures.batch_of(page.evidence)
+    parts = (safe(figures.walker_of(page.evidence)), _rates(page), f"batch {safe(batch)}" if batch else "")
+    how = [part for part in parts if part]
     loss = np.asarray(steps["loss"].values, float) if "loss" in steps else np.zeros(0)
     known = loss[np.isfinite(loss)]
     tenth = max(1, len(known) // 10)
@@ -55,10 +53,21 @@ def _training(page: Page, updates: int) -> str:
     if len(known) > 1:
         early, late = number(known[:tenth].mean()), number(known[-tenth:].mean())
         fell = f", batch loss {early} in the first tenth and {late} in the last"
-    words = safe(", ".join(how)) + (": " if how else "")
+    words = ", ".join(how) + (": " if how else "")
     away = np.asarray(steps["distance"].values, float) if "distance" in steps else np.zeros(0)
-    far = f"; it ended {number(away[np.isfinite(away)][-1])} from where it began" if np.isfinite(away).any() else ""
+    far = f"; at the last it was {number(away[np.isfinite(away)][-1])} from where it began" if np.isfinite(away).any() else ""
     return f"{words}{updates} updates{fell}{far}."
+
+
+def _rates(page: Page) -> str:
+    """The learning rate, or from where to where it went."""
+    steps = page.evidence.steps
+    recorded = np.asarray(steps["lr"].values, float) if "lr" in steps else np.zeros(0)
+    recorded = recorded[np.isfinite(recorded)]
+    if len(recorded) and recorded.min() < recorded.max():
+        return f"learning rates {number(float(recorded.min()))} to {number(float(recorded.max()))}"
+    lr = figures.learning_rate(page.evidence)
+    return f"learning rate {number(lr)}" if np.isfinite(lr) else ""
 
 
 def _valley_words(row: Mapping[str, float]) -> list[str]:
