@@ -137,7 +137,7 @@ def test_residual_block_is_pre_activation():
 
 def test_deep_network_without_batchnorm_neither_dies_nor_explodes():
     model = models.build("resnet", inputs=(3, 16, 16), classes=10, seed=0, depth=56, batchnorm=False)
-    size = float(model(example("resnet", (3, 16, 16), 10, 8)).abs().mean())
+    size = float(model(example("resnet", (3, 16, 16), 10, 8)).detach().abs().mean())
     assert 0.01 < size < 10
 
 

@@ -131,13 +131,13 @@ class Landscape(ABC):
         return self
 
     def fingerprint(self) -> dict[str, Any]:
-        """JSON types: class, N, hash of the constants, dtype."""
+        """JSON types: class, examples N, hash of the constants, dtype."""
         digest = xxhash.xxh3_64()
         for name, value in sorted(self._constants.items()):
             digest.update(name.encode())
             digest.update(value.numpy(force=True).tobytes() if isinstance(value, Tensor) else repr(value).encode())
         kind = type(self).__name__
-        return {"surface": kind, "n": self.examples, "data": digest.hexdigest(), "batchnorm": "none", "dtype": "float64"}
+        return {"surface": kind, "examples": self.examples, "data": digest.hexdigest(), "batchnorm": "none", "dtype": "float64"}
 
 
 class Quadratic(Landscape):

@@ -148,6 +148,7 @@ def walk(
         "replacement": replacement,
         "seed": seed,
         "updates": updates,
+        "examples": surface.examples,
     }
     columns = _scalars(thetas, gradients, losses, rates, size)
     return _trajectory(thetas, columns, drawn, described | dict(settings or {}), snapshots)
