@@ -34,13 +34,14 @@ _SOURCES = {
 _REASONS = {
     "cosine": "no update with a recorded gradient cosine",
     "law": "no surface, gradient_points = 0, or no recorded gradient norm",
-    "first": "the first update of a window has no predecessor in it, or an update did not move",
-    "last": "the last update of a window has no successor in it",
-    "origin": "theta_0 was not recorded",
+    "first": "the first update of a window has no predecessor in it, an update did not move, or a point is not finite",
+    "last": "the last update of a window has no successor in it, or a point is not finite",
+    "origin": "theta_0 was not recorded, or a point is not finite",
     "distance": "not recorded",
-    "short": "the window is shorter than the lag",
+    "short": "the window is shorter than the lag, or a point is not finite",
     "lags": "fewer than three lags with motion in the window",
     "still": "the walk did not move in the window, or has one update",
+    "finite": "a point is not finite",
     "fit": "fewer than three updates with a recorded distance > 0",
 }
 # name; dims; units; error; source; reason; long name
@@ -57,10 +58,10 @@ msd; window lag; theta^2; stderr; msd; short; mean of |theta_{i+lag} - theta_i|^
 msd_exponent; window; 1; stderr; msd; lags; slope of log msd over log lag; 1 diffusive, 2 straight, 0 confined
 msd_exponent_low; window; 1; bound; interval; ; lower end of the 95 % interval of msd_exponent
 msd_exponent_high; window; 1; bound; interval; ; upper end of the 95 % interval of msd_exponent
-path_length; window; theta; exact; walk; ; sum of |d_t|
-net; window; theta; exact; walk; ; |theta_last - theta_first|
+path_length; window; theta; exact; walk; finite; sum of |d_t|
+net; window; theta; exact; walk; finite; |theta_last - theta_first|
 efficiency; window; 1; exact; walk; still; net / path_length
-oscillating; step; theta; exact; rod; ; |d_t| / 2, half the way from wall to wall
+oscillating; step; theta; exact; rod; finite; |d_t| / 2, half the way from wall to wall
 drifting; step; theta; exact; rod; last; |w_{t+1} - w_t|, w_t = (theta_t + theta_{t+1}) / 2
 oscillating_share; window; 1; exact; rod; still; share of |d_t|^2 + |d_{t+1}|^2 in d_{t+1} - d_t rather than d_{t+1} + d_t
 mean_gradient_cosine; ; 1; stderr; walk; cosine; mean cos(g_{t-1}, g_t) over the run
@@ -94,7 +95,7 @@ def motion(trajectory: Trajectory, surface: Surface | None = None, *, window: in
     for fresh batches, updates -lr g and a mean loss that stands still. stderr: sqrt(s_G^2 / n_G + (G/Q)^2 s_Q^2 / n_Q) / Q,
     G and Q taken as independent; points of one window are not quite, so it is a lower limit.
 
-    Displacement: from the Gram matrix of theta_i - theta_first in float64. msd(lag) = mean over i of
+    Displacement: from the Gram matrix of the updates in float64. msd(lag) = mean over i of
     |theta_{i+lag} - theta_i|^2, lags 1, 2, 3, 4, 6, 8, ... up to window / 4. Exponent: least squares of log msd over log lag.
     Standard errors and intervals: circular block bootstrap over i with blocks of the largest lag,
     at most a quarter of the rows (few blocks: wide).
@@ -127,7 +128,8 @@ def motion(trajectory: Trajectory, surface: Surface | None = None, *, window: in
     lags = _lags(window)
     layers = _layers(trajectory.header.layout.names)
     table, spans = trajectory.steps, windows(trajectory.snapshot_steps, window)
-    rows = [_window(trajectory, table, surface, span, (lags, list(layers.values()), gradient_points)) for span in spans]
+    with np.errstate(over="ignore", invalid="ignore"):  # a walk that diverged gives NaN, said by the outcomes
+        rows = [_window(trajectory, table, surface, span, (lags, list(layers.values()), gradient_points)) for span in spans]
     recorded = table["step"].values if "step" in table.coords else np.zeros(0, np.int64)
     values = _collect(rows, len(lags), len(layers)) | _run(table, recorded)
     coords: dict[str, tuple[str, Any, str]] = {
@@ -159,14 +161,14 @@ def _outcome(values: Any) -> NDArray[np.int8]:
 
 
 def _gram(trajectory: Trajectory, first: int, last: int) -> Array:
-    """X X' of the points first..last as seen from the first, [n, n]; read in pieces where P is large."""
-    n, size = last - first + 1, trajectory.header.layout.size
-    width = max(1, CHUNK // n)
+    """d_s . d_t of the updates first..last - 1, [n, n]; read in pieces where P is large."""
+    n, size = last - first, trajectory.header.layout.size
+    width = max(1, CHUNK // (n + 1))
     gram = torch.zeros(n, n, dtype=torch.float64)
     for begin in range(0, size, width):
-        origin = trajectory.theta(first)[begin : begin + width].double()
-        block = torch.stack([trajectory.theta(s)[begin : begin + width].double().sub_(origin) for s in range(first, last + 1)])
-        gram += block @ block.T
+        points = torch.stack([trajectory.theta(s)[begin : begin + width].double() for s in range(first, last + 1)])
+        moves = points.diff(dim=0)
+        gram += moves @ moves.T
     return gram.numpy()
 
 
@@ -217,7 +219,7 @@ def _displacement(gram: Array, lags: NDArray[np.int64]) -> Row:
         own = squares[known[:, column], column]
         width = min(block, max(1, len(own) // 4))
         row["msd"][column], row["msd_stderr"][column], _ = block_bootstrap(own, block=width, resamples=RESAMPLES)
-    used = np.flatnonzero(np.nan_to_num(row["msd"]) > 0)
+    used = np.flatnonzero(np.isfinite(row["msd"]) & (row["msd"] > 0))
     log_lags = np.log(lags[used])
 
     def exponent(rows: Array) -> float:
@@ -240,8 +242,9 @@ def _window(
 ) -> Row:
     lags, layers, points = shared
     first, last = span
-    gram = _gram(trajectory, first, last)
-    moves = gram[1:, 1:] + gram[:-1, :-1] - gram[1:, :-1] - gram[:-1, 1:]  # d_s . d_t
+    moves = _gram(trajectory, first, last)
+    sums = np.tri(len(moves) + 1, len(moves), -1)
+    gram = sums @ moves @ sums.T  # of the points as seen from the first
     lengths = np.sqrt(np.maximum(np.diag(moves), 0))
     inner = np.diag(moves, 1)
     turned, drifted = np.full(len(moves), np.nan), np.full(len(moves), np.nan)
@@ -249,7 +252,7 @@ def _window(
     turned[1:][moved] = np.clip(inner[moved] / (lengths[:-1] * lengths[1:])[moved], -1, 1)
     pairs = lengths[:-1] ** 2 + lengths[1:] ** 2
     drifted[:-1] = np.sqrt(np.maximum(pairs + 2 * inner, 0)) / 2
-    path, net = float(lengths.sum()), float(np.sqrt(gram[-1, -1]))
+    path, net = float(lengths.sum()), float(np.sqrt(max(gram[-1, -1], 0.0)))
     return {
         "update_cosine": turned,
         "oscillating": lengths / 2,

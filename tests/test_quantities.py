@@ -1,0 +1,200 @@
+"""What every quantity of the catalogue obeys."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from sgdscope.contracts import Source, quantities
+from sgdscope.errors import OUTCOME_ATTRS, Outcome
+from sgdscope.landscapes import DoubleWell, NoisyQuadratic, walk
+
+F64 = torch.float64
+NAMES = ["valley", "motion", *(n for n in quantities if n not in {"valley", "motion"})]
+THOROUGH = {"valley": {"projection": True, "decay": True, "break_even": True}}
+
+
+class Scaled:
+    """c x another surface."""
+
+    def __init__(self, surface, factor):
+        self.surface, self.factor = surface, factor
+
+    def theta(self):
+        return self.surface.theta()
+
+    def value(self, theta, buffers=None):
+        return self.factor * self.surface.value(theta)
+
+    def value_and_grad(self, theta, buffers=None):
+        value, gradient = self.surface.value_and_grad(theta)
+        return self.factor * value, self.factor * gradient
+
+    def losses(self, theta, buffers=None):
+        return self.factor * self.surface.losses(theta)
+
+    def hvp(self, theta, vectors, buffers=None):
+        return self.factor * self.surface.hvp(theta, vectors)
+
+    def per_example_grads(self, theta, indices=None, buffers=None):
+        return self.factor * self.surface.per_example_grads(theta, indices)
+
+    def along(self, theta, direction, alphas, buffers=None):
+        line = self.surface.along(theta, direction, alphas)
+        return replace(line, values=self.factor * line.values, samples=self.factor * line.samples)
+
+    def on_batch(self, batch):
+        return Scaled(self.surface.on_batch(batch), self.factor)
+
+    def fingerprint(self):
+        return self.surface.fingerprint()
+
+
+@pytest.fixture(scope="module")
+def noisy():
+    generator = torch.Generator().manual_seed(4)
+    hessian = torch.tensor([[2.6, 0.7, 0.0], [0.7, 1.1, 0.2], [0.0, 0.2, 0.4]], dtype=F64)
+    surface = NoisyQuadratic(hessian, torch.randn(40, 3, generator=generator, dtype=F64) + 1.5, offset=0.3)
+    start = torch.tensor([3.0, -1.0, 0.5], dtype=F64)
+    return walk(surface, lr=0.31, updates=26, start=start, batch_size=4, generator=generator), surface
+
+
+def scaled_walk(trajectory, factor):
+    """The same walk on c x loss with lr / c."""
+    steps = trajectory.steps
+    power = {"loss": 1, "gradient_norm": 1, "gradient_dot_update": 1, "lr": -1}
+    steps = steps.assign({name: steps[name] * factor**k for name, k in power.items()})
+    return replace(trajectory, read_steps=lambda: steps)
+
+
+def measured(name, trajectory, surface, **options):
+    return quantities[name].measure(trajectory, surface, **(THOROUGH.get(name, {}) | options))
+
+
+def test_the_catalogue_holds_the_first_two():
+    assert set(NAMES) >= {"valley", "motion"}
+    assert len(NAMES) == len(set(NAMES))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_variable_says_what_it_is(name, noisy):
+    entry = quantities[name]
+    found = measured(name, *noisy)
+    assert set(entry.scales) <= set(found.data_vars)
+    assert entry.needs <= {"surface", "snapshots", "scalars"}
+    assert entry.sources
+    assert all(isinstance(s, Source) for s in entry.sources)
+    assert "Source" in (entry.measure.__doc__ or "") or "Cost:" in (entry.measure.__doc__ or "")
+    assert len(found.data_vars) > 5
+    for variable in found.data_vars:
+        attrs = found[variable].attrs
+        assert attrs["units"], variable
+        assert attrs["long_name"], variable
+        assert attrs["source"], variable
+        assert attrs["error"] in {"exact", "stderr", "bound"}, variable
+        if attrs["error"] == "stderr":
+            assert found[f"{variable}_stderr"].dims == found[variable].dims
+        outcome = f"{variable}_outcome"
+        if outcome in found:
+            assert found[outcome].dtype == np.int8
+            assert found[outcome].attrs["flag_values"] == OUTCOME_ATTRS["flag_values"]
+            assert attrs["reason"]
+            finite = np.isfinite(found[variable].values)
+            assert (finite | (found[outcome].values != Outcome.ok)).all(), variable
+        elif str(variable) in entry.scales and f"{variable}_low" not in found:
+            base = str(variable).removesuffix("_low").removesuffix("_high").removesuffix("_residual")
+            said = found[f"{base}_outcome"].values != Outcome.ok if f"{base}_outcome" in found else False
+            assert (np.isfinite(found[variable].values) | said).all(), variable
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("factor", [8.0, 0.3])
+def test_loss_times_c_scales_as_declared(name, factor, noisy):
+    trajectory, surface = noisy
+    plain = measured(name, trajectory, surface)
+    other = measured(name, scaled_walk(trajectory, factor), Scaled(surface, factor))
+    compared = 0
+    for variable, power in quantities[name].scales.items():
+        one, two = plain[variable].values.astype(float) * factor**power, other[variable].values
+        rounding = max(1e-7 * np.abs(one[np.isfinite(one)]).max(initial=0), 1e-11)  # a quadratic has cubic terms of rounding only
+        np.testing.assert_allclose(two, one, rtol=1e-7, atol=rounding, err_msg=f"{name} {variable}")
+        compared += int(np.isfinite(one).any())
+    assert compared > 10
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_two_consecutive_snapshots_the_dimensions_are_empty(name, noisy):
+    trajectory, surface = noisy
+    whole = measured(name, trajectory, surface)
+    for kept in ([], [3], [0, 2, 9]):
+        found = measured(name, replace(trajectory, snapshot_steps=np.array(kept, np.int64)), surface)
+        assert found.sizes["window"] == 0
+        assert found.sizes["step"] == 0
+        assert set(found.variables) == set(whole.variables)
+        for variable in found.variables:
+            assert found[variable].dims == whole[variable].dims, variable
+            if not {"step", "window", "step_curve"} & set(found[variable].dims):
+                xr.testing.assert_equal(found[variable].drop_attrs(), whole[variable].drop_attrs())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_without_any_update_is_measured(name, noisy):
+    trajectory, surface = noisy
+    bare = replace(trajectory, snapshot_steps=np.zeros(0, np.int64), read_steps=lambda: trajectory.steps.isel(step=slice(0)))
+    found = measured(name, bare, surface)
+    assert found.sizes["window"] == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_windows_put_together_are_the_whole(name, noisy):
+    trajectory, surface = noisy
+    whole = measured(name, trajectory, surface, window=10)
+    parts = [measured(name, trajectory.between(a, b), surface, window=10) for a, b in ((0, 10), (10, 20), (20, 26))]
+    checked = 0
+    for variable in whole.data_vars:
+        growing = {"step", "window", "step_curve"} & set(whole[variable].dims)
+        for dim in growing:
+            joined = np.concatenate([p[variable].values for p in parts], axis=whole[variable].dims.index(dim))
+            np.testing.assert_array_equal(joined, whole[variable].values, err_msg=str(variable))
+            checked += 1
+    assert checked > 10
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_of_the_users_moves(name, noisy):
+    trajectory, surface = noisy
+    kept = [trajectory.read_snapshot(s) for s in range(27)]
+    copies = [k.theta.clone() for k in kept]
+    shared = replace(trajectory, read_snapshot=lambda step: kept[step])
+    theta, steps, mark = surface.theta(), trajectory.steps.copy(deep=True), surface.fingerprint()
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    measured(name, shared, surface)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(k.theta, c) for k, c in zip(kept, copies, strict=True))
+    assert torch.equal(surface.theta(), theta)
+    assert surface.fingerprint() == mark
+    assert trajectory.steps.identical(steps)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_does_not_converge_or_exist_is_said(name):
+    surface = DoubleWell(1.0, 1.0, walls=[2.0])
+    trajectory = walk(surface, lr=3.0, updates=8, start=[4.0, 1.0])
+    found = measured(name, trajectory, surface)
+    unsaid = []
+    for variable in found.data_vars:
+        outcome = f"{variable}_outcome"
+        if outcome in found:
+            ok = found[outcome].values == Outcome.ok
+            unsaid += [variable] * int((ok & ~np.isfinite(found[variable].values)).sum())
+    assert not unsaid
+    assert any((found[v] != Outcome.ok).any() for v in found.data_vars if str(v).endswith("_outcome"))
+
+
+def test_an_exhausted_budget_is_said(noisy):
+    found = measured("valley", *noisy, projection=1, epsilon=1e-9)
+    assert (found["height_projection_outcome"] == Outcome.not_converged).all()
+    assert np.isfinite(found["height_projection"]).all()
