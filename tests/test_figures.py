@@ -277,6 +277,15 @@ def test_thinning_keeps_the_spike_and_the_dip():
     np.testing.assert_array_equal(trace.y[trace.x == 7_001], [-30.0])
 
 
+def test_a_series_logged_now_and_then_is_joined():
+    values = np.full(60, np.nan)
+    values[[0, 20, 40]] = [0.2, 0.7, 0.9]
+    trace = figures.scalar_series(xr.Dataset({"accuracy": ("step", values)}, {"step": np.arange(60)})).data[0]
+    np.testing.assert_array_equal(trace.x, [0, 20, 40])
+    np.testing.assert_array_equal(trace.y, [0.2, 0.7, 0.9])
+    assert trace.mode == "lines+markers"
+
+
 def test_a_run_that_diverged_is_drawn_up_to_there_and_marked():
     values = np.array([1.0, 2.0, 5.0, np.inf, np.nan])
     flags = np.array([0, 0, 0, NONFINITE, NONFINITE], np.int8)

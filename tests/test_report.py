@@ -238,7 +238,18 @@ def test_no_run_is_an_error(tmp_path, run, message):
 # --- verdicts ------------------------------------------------------------------------------------------------------------
 
 VERDICTS = [
-    Verdict("W3", "supported", -0.214, (-0.31, -0.12), 60, 0.0, "The mean cosine is below 0.", {"eta_gni": 1.98}, 0.03125),
+    Verdict(
+        "W3",
+        "supported",
+        -0.214,
+        (-0.31, -0.12),
+        60,
+        0.0,
+        "The mean cosine is below 0.",
+        {"eta_gni": 1.98},
+        0.03125,
+        {"run": "steep"},
+    ),
     {
         "claim": "W2",
         "verdict": "not in regime",

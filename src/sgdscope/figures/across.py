@@ -143,7 +143,7 @@ def floor_position(evidence: Sequence[Evidence]) -> go.Figure:
     figure.add_vrect(x0=0, x1=1, fillcolor="rgba(16,158,117,0.10)", line_width=0, layer="below")
     for x, text, dash in ((0, "θ<sub>t</sub>", "solid"), (0.5, "½ stationary", "dash"), (1, "θ<sub>t+1</sub>", "solid")):
         line = {"color": NEUTRAL, "width": 1.2, "dash": dash}
-        figure.add_vline(x=x, line=line, annotation={"text": text, "yanchor": "bottom"}, annotation_position="top")
+        figure.add_vline(x=x, line=line, annotation={"text": text, "yanchor": "bottom", "yshift": 3}, annotation_position="top")
     dress(figure, height=150 + 80 * len(figure.data))
     figure.update_xaxes(title_text="floor position α* along the step (1 = the step's own length)", range=[-0.5, 2.5])
     figure.update_yaxes(autorange="reversed", showgrid=False)
@@ -178,6 +178,7 @@ def distance_law(evidence: Sequence[Evidence]) -> go.Figure:
     if not figure.data:
         raise NotAvailableError("no run has a distance from the start at two updates or more")
     dress(figure, height=480)
+    figure.update_layout(legend={"entrywidthmode": "fraction", "entrywidth": 0.32})  # one run a row
     figure.update_xaxes(title_text="updates since the start, t", **log_axis(figure, "x"))
     drawn = np.log10(np.concatenate([_distances(item)[1] for item in evidence]))
     figure.update_yaxes(range=[drawn.min() - 0.15, drawn.max() + 0.15])  # a logarithm goes to minus infinity on this axis

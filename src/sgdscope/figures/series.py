@@ -49,10 +49,17 @@ def scalar_series(steps: xr.Dataset, names: Sequence[str] | None = None) -> go.F
         raise NotAvailableError("no scalar of any update is finite: " + (", ".join(wanted) or "no series") + " asked for")
     figure = make_subplots(rows=len(present), cols=1, shared_xaxes=True, vertical_spacing=0.12 / len(present))
     for row, name in enumerate(present, start=1):
-        t, values = _thin(steps["step"].values, np.asarray(steps[name].values, float))
+        t, values = steps["step"].values, np.asarray(steps[name].values, float)
+        known = np.isfinite(values)
+        sparse = bool(known.mean() < 0.5)  # logged now and then: its points are joined
+        t, values = _thin(t[known], values[known]) if sparse else _thin(t, values)
         colour = PALETTE[(row - 1) % len(PALETTE)]
         line = {"color": colour, "width": 1.3}
-        figure.add_trace(go.Scatter(x=t, y=values, mode="lines", name=html.escape(name), line=line), row=row, col=1)
+        figure.add_trace(
+            go.Scatter(x=t, y=values, mode="lines+markers" if sparse else "lines", name=html.escape(name), line=line),
+            row=row,
+            col=1,
+        )
         if name in {"lr", "gradient_norm", "update_norm"}:
             figure.update_yaxes(rangemode="tozero", row=row, col=1)
         figure.update_yaxes(title_text=_axis_title(name, steps[name].attrs.get("units")), row=row, col=1)

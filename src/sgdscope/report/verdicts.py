@@ -42,6 +42,8 @@ def _verdict_row(verdict: Mapping[str, Any]) -> str:
     regime = ", ".join(f"{safe(k)} {number(v)}" for k, v in (verdict.get("regime") or {}).items())
     claim = str(verdict["claim"])
     told = [f"<strong>{safe(claim)}</strong> {safe(_claim_sentence(claim))}"]
+    run = (verdict.get("details") or {}).get("run")
+    told += [f'<span class="soft">Run {safe(run)}.</span>'] if isinstance(run, str) else []
     told += [f'<span class="soft">{safe(verdict["reason"])}</span>'] if verdict.get("reason") else []
     told += [f'<span class="soft">Regime: {regime}.</span>'] if regime else []
     cells = [

@@ -55,7 +55,7 @@ def _training(page: Page, updates: int) -> str:
         fell = f", batch loss {early} in the first tenth and {late} in the last"
     words = ", ".join(how) + (": " if how else "")
     away = np.asarray(steps["distance"].values, float) if "distance" in steps else np.zeros(0)
-    far = f"; at the last it was {number(away[np.isfinite(away)][-1])} from where it began" if np.isfinite(away).any() else ""
+    far = f"; the last update began {number(away[np.isfinite(away)][-1])} from the start" if np.isfinite(away).any() else ""
     return f"{words}{updates} updates{fell}{far}."
 
 
