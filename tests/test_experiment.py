@@ -138,6 +138,7 @@ def test_a_description_goes_to_json_and_back():
     experiment = Experiment(**DESCRIBED)
     assert Experiment(**experiment.described()) == experiment
     assert describe(DESCRIBED) == experiment
+    assert Experiment.model_validate(DESCRIBED) == experiment
     assert describe(experiment) is experiment
     assert experiment.model.options == {"hidden": [20]}
     assert experiment.phases[1].options == {"betas": [0.8, 0.99]}
@@ -189,6 +190,8 @@ def test_epochs_become_updates():
 def test_wrong_descriptions_name_the_key(path, value, message):
     with pytest.raises(ArgumentError, match=message):
         Experiment(**changed(path, value))
+    with pytest.raises(ArgumentError, match=message):
+        Experiment.model_validate(changed(path, value))
 
 
 def test_a_grid_expands_to_named_experiments():

@@ -17,8 +17,8 @@ from sgdscope.stores.zarr import ZarrStore
 CHILD = """
 import json, sys, time
 from sgdscope.experiment import Experiment, run
-def slowly(done, total):
-    print(done, flush=True)
+def slowly(sentence, share):
+    print(sentence.split()[1], flush=True)
     time.sleep(float(sys.argv[3]))
 run(Experiment(**json.loads(sys.argv[1])), sys.argv[2], progress=slowly)
 """
@@ -85,8 +85,9 @@ class Stopped(Exception):
 def test_a_run_that_was_interrupted_anywhere_goes_on_bit_for_bit(reference, tmp_path, moment):
     mode, whole = reference
 
-    def stop(done, total):
-        if done == moment:
+    def stop(sentence, share):
+        if sentence == f"update {moment} of 160":
+            assert share == moment / 160
             raise Stopped("here")
 
     with pytest.raises(Stopped, match="here"):
@@ -100,8 +101,8 @@ def test_a_run_can_be_interrupted_again_and_again(reference, tmp_path):
     moments = random.Random(3).sample(range(2, 158), 4)
     for moment in sorted(moments):
 
-        def stop(done, total, moment=moment):
-            if done == moment:
+        def stop(sentence, share, moment=moment):
+            if sentence == f"update {moment} of 160":
                 raise Stopped("here")
 
         with pytest.raises(Stopped, match="here"):

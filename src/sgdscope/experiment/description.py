@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
@@ -102,7 +102,7 @@ class Bursts(Part):
 
     kind: Literal["bursts"]
     length: PositiveInt = 60
-    at: list[NonNegativeInt] | None = None
+    at: Annotated[list[NonNegativeInt], Field(min_length=1)] | None = None
 
 
 class Logarithmic(Part):
@@ -165,6 +165,11 @@ class Experiment(Part):
             raise ArgumentError(_explain(error)) from None
         if not re.fullmatch(r"[\w.+-]+", self.name) or set(self.name) == {"."}:
             raise ArgumentError(f"name: expected letters, digits, '.', '_', '+' or '-', got {self.name!r}")
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:  # ruff: ignore[unused-class-method-argument] - pydantic's
+        """Validate a dictionary as the constructor does, with its errors."""
+        return obj if isinstance(obj, cls) else cls(**obj)
 
     def described(self) -> dict[str, Any]:
         """The description in JSON types; `Experiment(**described)` gives it back.

@@ -23,7 +23,7 @@ from sgdscope.records import Record, Snapshot, StepBlock, Trajectory
 from sgdscope.stores.zarr import ZarrStore
 from sgdscope.surface import LossSurface
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[str, float], None]
 
 
 def schedule(experiment: Experiment) -> Callable[[int], bool]:
@@ -93,7 +93,7 @@ def run(experiment: Experiment, out: str | Path, *, data_dir: str | Path | None 
         experiment: the description, without a grid.
         out: the run directory.
         data_dir: folder of the real data files.
-        progress: called with (updates done, updates in all) after every update.
+        progress: called after every update with a sentence and the share that is done.
 
     Returns:
         The run directory.
@@ -117,7 +117,7 @@ def run(experiment: Experiment, out: str | Path, *, data_dir: str | Path | None 
     with loop.random.installed(experiment.threads), closing(recorded(loop, path, resumed)) as walk:
         for done in walk:
             if progress is not None:
-                progress(done, loop.total)
+                progress(f"update {done} of {loop.total}", done / loop.total)
     return path
 
 
