@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -43,13 +45,26 @@ _HOME = {
 __all__ = ["__version__", *_HOME]
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used, so that importing the package stays cheap."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'sgdscope' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"sgdscope.{_HOME[name]}"), name)
+class _Face(ModuleType):
+    """The package as a module on which the public functions win over the files of the same name (`measure`, `report`)."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Import a public name when it is first used, so that importing the package stays cheap."""
+        if name not in _HOME:
+            raise AttributeError(f"module 'sgdscope' has no attribute '{name}'")
+        found = getattr(importlib.import_module(f"sgdscope.{_HOME[name]}"), name)
+        setattr(self, name, found)
+        return found
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Python binds each imported file here; under a public name the public thing is bound instead."""
+        if isinstance(value, ModuleType) and name in _HOME:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        """The public names."""
+        return sorted(__all__)
 
 
-def __dir__() -> list[str]:
-    """The public names."""
-    return sorted(__all__)
+sys.modules[__name__].__class__ = _Face
