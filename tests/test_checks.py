@@ -1,0 +1,170 @@
+"""Claims to verdicts: choosing, one's own run, one's own experiment, a model function, failures, JSON."""
+
+import json
+
+import pytest
+import torch
+
+from sgdscope import checks, landscapes
+from sgdscope.contracts import claims
+from sgdscope.errors import ArgumentError, UnknownNameError
+from sgdscope.evidence.controls import bowl
+from sgdscope.evidence.protocols import described, transfer
+from sgdscope.experiment import Experiment
+
+
+def small(**changed):
+    own = {
+        "name": "mine",
+        "data": {"dataset": "wine"},
+        "model": {"name": "mlp", "hidden": [8]},
+        "phases": [{"lr": 0.1, "batch_size": 16, "updates": 80}],
+    }
+    return Experiment(**own | changed)
+
+
+def a_walk(updates=130):
+    surface, generator = bowl(4), torch.Generator().manual_seed(4)
+    return surface, landscapes.walk(surface, lr=1.0, updates=updates, start=surface.theta(), batch_size=8, generator=generator)
+
+
+def test_chosen():
+    assert checks.chosen(["W3", "W1"]) == ["W3", "W1"]
+    assert checks.chosen(None, paper="walk_with_sgd", scope="sweep") == ["W5", "W6", "W7", "W8", "W10"]
+    assert set(checks.chosen(None)) == set(claims)
+    with pytest.raises(UnknownNameError, match="no claim is called 'W99'"):
+        checks.chosen(["W99"])
+    with pytest.raises(UnknownNameError, match="did you mean 'walk_with_sgd'"):
+        checks.chosen(None, paper="walk_with_sdg")
+
+
+def test_ones_own_run_is_judged_and_its_controls_are_told():
+    surface, walk = a_walk()
+    verdicts = checks.check(["W3", "W1"], run=walk, surface=surface, controls=True)
+    assert [(v.claim, v.verdict) for v in verdicts] == [("W3", "supported"), ("W1", "supported")]
+    assert verdicts[0].details["controls"] == {
+        "positive": "supported",
+        "negative": "contradicted",
+        "starved": "undecided",
+        "foreign": "not in regime",
+    }
+
+
+def test_json_holds_no_nan():
+    surface, walk = a_walk(20)
+    verdicts = checks.check("W1", run=walk, surface=surface)
+    told = checks.to_json(verdicts, checks.control_verdicts(["W1"], seed=1))
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    assert told["verdicts"][0]["claim"] == "W1"
+    assert told["verdicts"][0]["verdict"] == "undecided"
+    assert told["verdicts"][0]["statistic"] is None
+    assert [(c["claim"], c["control"], c["verdict"]) for c in told["controls"]] == [
+        ("W1", "positive", "supported"),
+        ("W1", "negative", "contradicted"),
+        ("W1", "starved", "undecided"),
+        ("W1", "foreign", "not in regime"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"claims": ["W1", "W5"], "run": True}, "claims: W5 compare runs of several settings.*pass experiment="),
+        ({"claims": ["W1"], "run": True, "experiment": "a.toml"}, "run, experiment: expected one of them"),
+        ({"claims": ["W1"], "surface": True}, "surface: it belongs to a recorded run"),
+        ({"claims": ["W1"], "preset": "slow"}, "preset: W1 has quick, standard, paper; got 'slow'"),
+        ({"claims": ["W1"], "jobs": 0}, "jobs: expected at least 1, got 0"),
+        ({"claims": ["W1"], "seed": -1}, "seed: expected an integer >= 0, got -1"),
+        ({"claims": ["W1"], "experiment": 3}, "experiment: expected a TOML file"),
+    ],
+)
+def test_wrong_use(given, message):
+    surface, walk = a_walk(3)
+    given = given | {k: v for k, v in (("run", walk), ("surface", surface)) if given.get(k) is True}
+    with pytest.raises(ArgumentError, match=message):
+        checks.check(**given)
+
+
+def test_a_run_by_hand_needs_its_surface():
+    with pytest.raises(ArgumentError, match="surface: the run was recorded by hand"):
+        checks.check("W1", run=a_walk(3)[1])
+
+
+def test_ones_own_experiment_is_run_once_for_all_claims(tmp_path):
+    said = []
+    asked = {
+        "claims": ["W1", "W3", "W11"],
+        "experiment": small(),
+        "out": tmp_path,
+        "jobs": 1,
+        "progress": lambda sentence, share: said.append(share),
+    }
+    verdicts = checks.check(**asked)
+    assert [v.claim for v in verdicts] == ["W1", "W3", "W11"]
+    assert said == [0.5, 1.0]  # two distinct experiments, shared by the three claims
+    assert len(list(tmp_path.iterdir())) == 2
+    assert [v.statistic for v in checks.check(**asked)] == pytest.approx([v.statistic for v in verdicts], nan_ok=True)
+
+
+def model_of(seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(60, 3, generator=generator, dtype=torch.float64)
+    y = x @ torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64) + torch.randn(60, generator=generator, dtype=torch.float64)
+    model = torch.nn.Linear(3, 1, dtype=torch.float64)
+    return model, lambda m, batch: (m(batch[0])[:, 0] - batch[1]) ** 2, (x, y)
+
+
+def test_a_model_function_is_trained_and_judged():
+    first = checks.check(["W1", "W11"], experiment=model_of)
+    assert [v.verdict for v in first] == ["supported", "supported"]  # a quadratic: exactly convex, no barrier
+    assert first[0].n == 360
+
+
+def test_failures_are_told_when_the_others_are_done():
+    def broken(seed):
+        model, _, data = model_of(seed)
+        return model, lambda m, batch: (_ for _ in ()).throw(RuntimeError("no such loss")), data
+
+    with pytest.raises(
+        checks.ChecksFailedError, match=r"(?s)2 claim\(s\) could not be checked.*W1: .*RuntimeError: no such loss.*W2"
+    ) as e:
+        checks.check(["W1", "W2"], experiment=broken)
+    assert set(e.value.failures) == {"W1", "W2"}
+    assert e.value.verdicts == []
+
+
+def test_data_of_a_model_function_is_checked():
+    with pytest.raises(checks.ChecksFailedError, match="ArgumentError: experiment: its data should be a Dataset or a tuple"):
+        checks.check("W1", experiment=lambda seed: (*model_of(seed)[:2], "data"))
+    short = torch.zeros(3)
+    with pytest.raises(checks.ChecksFailedError, match="share a leading dimension"):
+        checks.check("W1", experiment=lambda seed: (*model_of(seed)[:2], (short, torch.zeros(4))))
+
+
+def test_the_dataset_takes_the_place_of_the_presets():
+    plan = checks._plan([claims["W1"]], None, "quick", 0, "breast_cancer")
+    assert [d["data"] for d, _ in plan.values()] == [{"dataset": "breast_cancer", "label_noise": 0.3}] * 2
+
+
+def test_claims_share_experiments():
+    wanted = [claims[name] for name in claims]
+    plan = checks._plan(wanted, None, "quick", 0, None)
+    asked = sum(len(entry.experiments["quick"](0)) for entry in wanted)
+    assert len(plan) == 45 + 5 + 5 + 2  # the grid, cut twins, full batches, two single runs
+    assert asked > 2 * len(plan)
+
+
+def test_transfer_keeps_ratios():
+    own = small(phases=[{"lr": 0.6, "batch_size": 32, "updates": 480, "momentum": 0.5}]).described()
+    moved = transfer(described("quick", 7, 0.0375, 256, drop=10.0), own, "quick")
+    first, second = Experiment(**moved).phases
+    assert (first.lr, second.lr) == pytest.approx((0.15, 0.015))
+    assert (first.batch_size, first.momentum) == (128, 0.5)
+    assert (first.updates, second.updates) == (360, 120)
+    assert moved["record"]["snapshots"]["at"] == [360]
+    assert moved["seed"] == 7
+    assert moved["data"] == {"dataset": "wine", "label_noise": 0.0, "noise_seed": 0}
+    assert transfer(described("quick", 7, 0.6, "full"), own, "quick")["phases"][0]["batch_size"] == "full"
+    whole = small(phases=[{"lr": 0.6, "batch_size": "full", "updates": 480}]).described()
+    with pytest.raises(ArgumentError, match=r"phases\[0\].batch_size: the claims vary it"):
+        transfer(described("quick", 7, 0.6, 64), whole, "quick")
