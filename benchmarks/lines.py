@@ -15,7 +15,7 @@ from sgdscope.surface import LossSurface
 
 ALPHAS = np.linspace(0, 1, 11)
 NODES = 0.5 - 0.5 * np.cos(np.pi * np.arange(5) / 4)
-REPEATS = 7
+REPEATS = 5
 
 
 def _mlp() -> nn.Module:
@@ -62,13 +62,13 @@ def _plain(model: nn.Module, batches: list[tuple[Tensor, Tensor]], theta: Tensor
 
 
 def _seconds(*runs: Callable[[], object]) -> list[float]:
-    """The median time of each run, repetitions interleaved, after one to warm up."""
+    """The median processor time of each run (one thread), repetitions interleaved, after one to warm up."""
     times: list[list[float]] = [[] for _ in runs]
     for repeat, (run, own) in itertools.product(range(REPEATS + 1), list(zip(runs, times, strict=True))):
-        start = time.perf_counter()
+        start = time.process_time()
         run()
         if repeat:
-            own.append(time.perf_counter() - start)
+            own.append(time.process_time() - start)
     return [statistics.median(own) for own in times]
 
 
@@ -100,7 +100,7 @@ def _rows(name: str, model: nn.Module, examples: int, lr: float, aim: str) -> li
         lambda: each.along(theta, direction, [0.5, 1.0]),
     )
     plain, all_at_once, loader, eleven, parted, five, four, parabola = times
-    setting = f"{name}, N={examples}, batch {size}, 1 thread"
+    setting = f"{name}, N={examples}, batch {size}, 1 thread, processor time"
     barrier = _error(each, theta, 200 * direction)
     table = [
         ("along, 11 alphas, 1-D loss / plain loop of 11", eleven / plain, "-", setting),

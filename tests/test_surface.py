@@ -2,6 +2,8 @@
 
 import copy
 import random
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -747,3 +749,40 @@ def test_the_batch_size_follows_the_memory():
     assert whole.fingerprint()["batch_size"] == 500
     assert small.fingerprint()["examples"] == whole.fingerprint()["examples"] == 500
     close(small.value(small.theta()), whole.value(whole.theta()), 1e-6)
+
+
+TWO_PROCESSES = """
+import sys, json, torch, torch.distributed as dist
+from sgdscope.surface import LossSurface
+rank, folder = int(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+torch.manual_seed(0)
+norm = torch.nn.BatchNorm1d(4)
+model = torch.nn.Sequential(torch.nn.Linear(3, 4), norm, torch.nn.Tanh(), torch.nn.Linear(4, 1)).double()
+x, y = torch.randn(11, 3).double(), torch.randn(11, 1).double()
+loss = lambda model, batch: ((model(batch[0]) - batch[1]) ** 2).mean()
+batches = [(x[:5], y[:5]), (x[5:7], y[5:7]), (x[7:], y[7:])]
+found = []
+for own, group in ((batches[:2] if rank == 0 else batches[2:], dist.group.WORLD), (batches, None)):
+    surface = LossSurface(model, loss, own, batchnorm="recalibrate", weight_decay=0.3, group=group)
+    theta = 1.5 * surface.theta()
+    value, gradient = surface.value_and_grad(theta)
+    line = surface.along(theta, gradient, [0.0, -0.1])
+    found.append([surface.value(theta), value, *gradient, *surface.losses(theta), *line.values, *(line.samples @ line.weights)])
+    found[-1].append(surface.fingerprint()["examples"])
+torch.testing.assert_close(torch.tensor(found[0]).double(), torch.tensor(found[1]).double(), rtol=1e-5, atol=1e-6)
+dist.destroy_process_group()
+print(len(found[0]), "compared")
+"""
+
+
+def test_two_processes_with_a_part_of_the_data_each_equal_one_with_all(tmp_path):
+    runs = [
+        subprocess.Popen([sys.executable, "-c", TWO_PROCESSES, str(rank), str(tmp_path)], stdout=-1, stderr=-1, text=True)
+        for rank in (0, 1)
+    ]
+    for run in runs:
+        out, error = run.communicate(timeout=120)
+        assert run.returncode == 0, error
+        assert "47 compared" in out

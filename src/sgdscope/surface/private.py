@@ -247,7 +247,7 @@ class PrivateModel:
         weights = [m._parameters.get("weight") for m in self.module.modules() if isinstance(m, nn.Conv2d)]
         for weight in weights:
             if weight is not None:
-                weight.data = weight.data.contiguous(memory_format=memory_format)
+                weight.data = torch.empty_like(weight.data, memory_format=memory_format).copy_(weight.data)
         return bool(weights)
 
     def gradient(self, value: Tensor) -> tuple[Tensor | None, ...]:
