@@ -14,7 +14,7 @@ from sgdscope.records import Header, Snapshot, Trajectory, steps_dataset
 from sgdscope.surface import LossSurface
 from sgdscope.vector import Layout, select_parameters
 
-THREADS, UPDATES, BURN, REPEATS = 2, 20, 100, 3
+THREADS, UPDATES, BURN, REPEATS = 1, 30, 100, 3
 
 
 def _data():
@@ -105,7 +105,7 @@ def _measure(name, model, data, lr):
     spread = np.ptp(exact["curve"].values, axis=1)
     error = np.abs(quick["curve"].values - exact["curve"].values).max(1) / spread
     passes = float(quick["evaluations"].sum()) / UPDATES
-    setting = f"{name}, lr {lr}, batch 64, 1500 digits, {THREADS} threads"
+    setting = f"{name}, lr {lr}, batch 64, 1500 digits, {THREADS} thread"
     found = f"{passes:.2f} passes an update, error / range median {np.median(error):.1e} max {error.max():.1e}"
     return [
         {"what": "parabola / forward of the set", "ratio": parabola / one, "aim": "<= 2.2", "setting": setting},
