@@ -261,6 +261,7 @@ def test_no_distance_is_an_error():
 def test_series_of_the_user_are_drawn_with_the_recorders_own():
     run = descend(0.5)
     steps = run.steps.assign(accuracy=("step", np.linspace(0.1, 0.9, 12)), lr_1=("step", np.ones(12)))
+    steps = steps.assign(theta_hash_high=("step", np.arange(12.0)))
     assert figures.user_series(steps) == ["accuracy"]
     figure = figures.scalar_series(steps)
     assert [trace.name for trace in figure.data] == ["loss", "lr", "accuracy"]

@@ -275,6 +275,7 @@ def test_verdicts_show_every_number_and_the_note(tmp_path):
         "– not in regime",
     ):
         assert part in page.text
+    assert "Run steep." in page.text
     assert "not corrected for the number of claims" in page.text
     assert "Of 2 claims checked: 1 supported, 1 not in regime" in page.text
 

@@ -24,8 +24,9 @@ def user_series(steps: xr.Dataset) -> list[str]:
     Returns:
         Every variable over `step` that is not one of the recorder's own.
     """
-    own = set(STEP_VARIABLES)
-    return [str(n) for n in steps.data_vars if n not in own and not str(n).startswith("lr_") and steps[n].dims == ("step",)]
+    own = ("lr_", "theta_hash_")  # further parameter groups; what replay is held against
+    names = [str(name) for name in steps.data_vars if steps[name].dims == ("step",)]
+    return [name for name in names if name not in STEP_VARIABLES and not name.startswith(own)]
 
 
 def scalar_series(steps: xr.Dataset, names: Sequence[str] | None = None) -> go.Figure:
