@@ -15,7 +15,7 @@ from sgdscope.surface import LossSurface
 
 ALPHAS = np.linspace(0, 1, 11)
 NODES = 0.5 - 0.5 * np.cos(np.pi * np.arange(5) / 4)
-REPEATS = 5
+REPEATS = 3
 
 
 def _mlp() -> nn.Module:
@@ -101,7 +101,7 @@ def _rows(name: str, model: nn.Module, examples: int, lr: float, aim: str) -> li
     )
     plain, all_at_once, loader, eleven, parted, five, four, parabola = times
     setting = f"{name}, N={examples}, batch {size}, 1 thread, processor time"
-    barrier = _error(each, theta, 200 * direction)
+    far = _error(each, theta, 200 * direction)
     table = [
         ("along, 11 alphas, 1-D loss / plain loop of 11", eleven / plain, "-", setting),
         ("along, 11 alphas, mean loss (vmap) / plain loop of 11", parted / plain, "-", setting),
@@ -111,8 +111,8 @@ def _rows(name: str, model: nn.Module, examples: int, lr: float, aim: str) -> li
         ("curve, first point known: 4 evaluations / plain loop of 11", four / plain, aim, setting),
         ("curve: error of 5 points / range of the loss", _error(each, theta, direction), "<= 0.001", f"{setting}, lr {lr}"),
         (
-            "curve: the same over 200 steps' length, where the valley falls back to all points",
-            barrier,
+            "curve: the same over 200 times the step",
+            far,
             "-",
             f"{setting}, lr {lr}",
         ),
@@ -134,7 +134,7 @@ def rows() -> list[dict[str, object]]:
             torch.manual_seed(0)
             return [
                 *_rows("MLP 64-100-100-10", _mlp(), 1797, 0.6, "<= 0.4"),
-                *_rows("CNN 32-64", _cnn(), 512, 0.1, "<= 0.3"),
+                *_rows("CNN 32-64", _cnn(), 256, 0.1, "<= 0.3"),
             ]
     finally:
         torch.set_num_threads(threads)
