@@ -108,8 +108,8 @@ def test_ones_own_experiment_is_run_once_for_all_claims(tmp_path):
 
 def model_of(seed):
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(60, 3, generator=generator, dtype=torch.float64)
-    y = x @ torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64) + torch.randn(60, generator=generator, dtype=torch.float64)
+    x = torch.randn(300, 3, generator=generator, dtype=torch.float64)
+    y = x @ torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64) + torch.randn(300, generator=generator, dtype=torch.float64)
     model = torch.nn.Linear(3, 1, dtype=torch.float64)
     return model, lambda m, batch: (m(batch[0])[:, 0] - batch[1]) ** 2, (x, y)
 
@@ -163,7 +163,7 @@ def test_transfer_keeps_ratios():
     assert (first.updates, second.updates) == (360, 120)
     assert moved["record"]["snapshots"]["at"] == [360]
     assert moved["seed"] == 7
-    assert moved["data"] == {"dataset": "wine", "label_noise": 0.0, "noise_seed": 0}
+    assert moved["data"] == own["data"]
     assert transfer(described("quick", 7, 0.6, "full"), own, "quick")["phases"][0]["batch_size"] == "full"
     whole = small(phases=[{"lr": 0.6, "batch_size": "full", "updates": 480}]).described()
     with pytest.raises(ArgumentError, match=r"phases\[0\].batch_size: the claims vary it"):

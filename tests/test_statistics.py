@@ -61,6 +61,14 @@ def test_bootstrap_is_repeatable_and_keeps_rows_together():
     assert s.block_bootstrap(X, seed=4) != s.block_bootstrap(X, seed=5)
 
 
+def test_bootstrap_leaves_out_resamples_without_a_finite_statistic():
+    x = np.array([0.0, 0.0, 0.0, 2.0])
+    value, stderr, (low, high) = s.block_bootstrap(x, lambda r: 1 / r.mean(), block=1)  # some resamples are all zero
+    assert value == pytest.approx(2.0)
+    assert np.isfinite([stderr, low, high]).all()
+    assert {low, high} <= {0.5, 2 / 3, 1.0, 2.0}
+
+
 def test_bootstrap_covers_the_mean_of_a_dependent_series():
     # AR(1) with 0.5, n = 300: nominal 95 %; at 88 % true coverage, fewer than 150 of 200 happens with p < 1e-6.
     # Without blocks the coverage is 74 %: at least 165 of 200 happens there with p < 0.003, and the seed is fixed.

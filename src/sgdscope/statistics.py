@@ -135,7 +135,8 @@ def block_bootstrap(
         return value, nan, UNBOUNDED
     starts = np.random.default_rng(seed).integers(0, n, size=(resamples, ceil(n / length)))
     rows = ((starts[:, :, None] + np.arange(length)) % n).reshape(resamples, -1)[:, :n]
-    drawn = np.array([float(statistic(values[row])) for row in rows])
+    with np.errstate(divide="ignore", invalid="ignore"):  # a resample may have no finite statistic; it is left out
+        drawn = np.array([float(statistic(values[row])) for row in rows])
     drawn = drawn[np.isfinite(drawn)]
     if len(drawn) < 2:
         return value, nan, UNBOUNDED
