@@ -65,37 +65,37 @@ def noisy(surface: landscapes.Landscape, seed: int, noise: Any) -> landscapes.No
     return landscapes.Noisy(surface, pulls * torch.as_tensor(noise, dtype=torch.float64))
 
 
-def bouncing(seed: int, updates: int = 130, **told: Any) -> list[Evidence]:
+def bouncing(seed: int, updates: int = 120, **told: Any) -> list[Evidence]:
     """SGD in the bowl at eta x sharp = 1."""
     return [control(bowl(seed), SHAPE, seed=seed, lr=1.0, updates=updates, batch_size=8, **told)]
 
 
 def descending(seed: int) -> list[Evidence]:
     """Far from the floor with little noise and small steps: the loss falls along each whole update."""
-    return [control(bowl(seed, noise=0.1, away=5.0), SHAPE, seed=seed, lr=0.005, updates=130, batch_size=8)]
+    return [control(bowl(seed, noise=0.1, away=5.0), SHAPE, seed=seed, lr=0.005, updates=120, batch_size=8)]
 
 
 def rippled(seed: int, **told: Any) -> list[Evidence]:
     """Updates several ripples long: no parabola, and a crest inside of most."""
     surface = noisy(Walls([0.01, 0.01], [1.0, 1.0], 2 * np.pi), seed, 30.0)
-    return [control(surface, SHAPE, seed=seed, lr=0.1, updates=130, batch_size=1, **told)]
+    return [control(surface, SHAPE, seed=seed, lr=0.1, updates=120, batch_size=1, **told)]
 
 
 def vanished(seed: int) -> list[Evidence]:
     """Descent that reached a floor with loss 0 in a few updates."""
     start = torch.tensor([1.0 + seed, 2.0], dtype=torch.float64)
-    return [control(landscapes.Ravine(2.0, 1.0, start=start), SHAPE, seed=seed, lr=0.5, updates=130)]
+    return [control(landscapes.Ravine(2.0, 1.0, start=start), SHAPE, seed=seed, lr=0.5, updates=60)]
 
 
 def creeping(seed: int) -> list[Evidence]:
     """Full-batch descent far below the edge."""
-    return [control(landscapes.Ravine(2.0, 1.0, start=torch.tensor([1.0 + seed, 2.0])), SHAPE, seed=seed, lr=0.005, updates=130)]
+    return [control(landscapes.Ravine(2.0, 1.0, start=torch.tensor([1.0 + seed, 2.0])), SHAPE, seed=seed, lr=0.005, updates=120)]
 
 
 def sweep(seed: int, lrs: Sequence[float], batches: Sequence[int], seeds: int, surface: Callable[..., Any]) -> list[Evidence]:
     """A grid of walks; surface(seed, lr, batch_size) gives each its landscape."""
     grid = [(lr, batch, 100 * seed + s) for lr in lrs for batch in batches for s in range(seeds)]
-    return [control(surface(s, lr, b), LIGHT, seed=s, lr=lr, updates=70, batch_size=b) for lr, b, s in grid]
+    return [control(surface(s, lr, b), LIGHT, seed=s, lr=lr, updates=60, batch_size=b) for lr, b, s in grid]
 
 
 def both_vanished(seed: int) -> list[Evidence]:
@@ -158,7 +158,7 @@ def corner(seed: int, surface: Callable[..., Any], seeds: int = 5) -> list[Evide
     found = []
     for s in range(100 * seed, 100 * seed + seeds):
         for lr, batch in ((1.0, 8), (1.0, 32), (0.25, 8)):
-            found.append(control(surface(s), LIGHT, seed=s, lr=lr, updates=70, batch_size=batch))
+            found.append(control(surface(s), LIGHT, seed=s, lr=lr, updates=60, batch_size=batch))
     return found
 
 
@@ -186,19 +186,19 @@ def edge_and_noise(seed: int, *, confined: bool = False, seeds: int = 5) -> list
     found = []
     for s in range(100 * seed, 100 * seed + seeds):
         stirred = bowl(s, noise=0.1, away=0.0) if confined else noisy(surface, s, [0.1] * 2 + [3.0] * 10)
-        found.append(control(surface, LIGHT, seed=s, lr=1.0, updates=130))
-        found.append(control(stirred, LIGHT, seed=s, lr=1.0, updates=130, batch_size=8))
+        found.append(control(surface, LIGHT, seed=s, lr=1.0, updates=120))
+        found.append(control(stirred, LIGHT, seed=s, lr=1.0, updates=120, batch_size=8))
     return found
 
 
-def rough_floor(seed: int, updates: int = 70) -> list[Evidence]:
+def rough_floor(seed: int, updates: int = 60) -> list[Evidence]:
     """A ravine in whose walls the walk cycles at height 4, over a floor with ripples 0.6 high and steps of several ripples."""
     return [_ravine(seed, 0.3, updates)]
 
 
 def smooth_floor(seed: int) -> list[Evidence]:
     """The same ravine without ripples."""
-    return [_ravine(seed, 0.0, 70)]
+    return [_ravine(seed, 0.0, 60)]
 
 
 def _ravine(seed: int, ripple: float, updates: int) -> Evidence:
