@@ -49,9 +49,6 @@ PAIRS = 5  # paired seeds where two settings are compared; with five the smalles
 QUANTITIES: Mapping[str, Mapping[str, Any]] = {"valley": {}, "motion": {}}
 
 
-# --- one run ---------------------------------------------------------------------------------------------------------
-
-
 @claim(
     "W1",
     sentence="The training loss along one update is roughly convex.",
@@ -190,9 +187,6 @@ def few_barriers(runs: Sequence[Evidence]) -> Verdict:
     share, interval = statistics.share_interval(flags)
     reason = f"{int(flags.sum())} of {len(flags)} updates cross a barrier"
     return Verdict("W11", decide(interval, RARE, above=False), share, interval, len(flags), RARE, reason, regime(found))
-
-
-# --- sweeps ----------------------------------------------------------------------------------------------------------
 
 
 @claim(
