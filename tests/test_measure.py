@@ -75,3 +75,39 @@ def test_a_surface_of_another_model_is_refused(recorded):
     surface = LossSurface(model, lambda m, b: (m(b[0]) - b[1]).square().mean(), (x, x.sum(1, keepdim=True)))
     with pytest.raises(ArgumentError, match="its model does not fit the trajectory"):
         measure(recorded[0], surface, "valley")
+
+
+def test_a_kept_measurement_is_reused_only_if_nothing_differs(recorded, tmp_path):
+    from dataclasses import replace
+
+    from sgdscope.stores.zarr import ZarrStore
+
+    trajectory, surface = recorded
+    store = ZarrStore(tmp_path / "run")
+    store.begin(trajectory.header)
+    store.close()
+    calls = []
+
+    class Counting:
+        def along(self, *arguments):
+            calls.append(arguments)
+            return surface.along(*arguments)
+
+        def __getattr__(self, name):
+            return getattr(surface, name)
+
+    stored = replace(trajectory, path=tmp_path / "run")
+    first = measure(stored, Counting(), "valley", reuse=True)["valley"].to_dataset()
+    assert len(calls) > 19
+    calls.clear()
+    again = measure(stored, Counting(), "valley", reuse=True)["valley"].to_dataset()
+    assert calls == []
+    xr.testing.assert_identical(first.load(), again.load())
+    for changed in (
+        lambda: measure(stored, Counting(), "valley"),
+        lambda: measure(stored, Counting(), "valley", reuse=True, window=5),
+        lambda: measure(stored.between(20, 40), Counting(), "valley", reuse=True),
+    ):
+        calls.clear()
+        changed()
+        assert calls

@@ -170,11 +170,12 @@ def check(
             progress=progress,
         )
         known = checks.control_verdicts(wanted, seed) if controls else []
+    told = checks.to_json(verdicts, known)
     if page:
         from sgdscope.report import page_of_verdicts
 
-        page_of_verdicts(verdicts, known, page)
-    _print(checks.to_json(verdicts, known), _verdict_lines(verdicts, known), as_json)
+        page_of_verdicts(verdicts, told["controls"], page)
+    _print(told, _verdict_lines(verdicts, known), as_json)
 
 
 @app.command()

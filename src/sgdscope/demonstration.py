@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,8 @@ def demonstrate(out: Path, *, jobs: int | None = None, progress: Callable[[str, 
         measured.append(measure(trajectory, surface, ["valley", "motion"]))
         say(f"judging {experiment.name}", 0.4 + 0.2 * number)
         asked = [name for name, claim in claims.items() if claim.scope == "run"]
-        verdicts += check(asked, run=trajectory, surface=surface)
+        judged = check(asked, run=trajectory, surface=surface)
+        verdicts += [replace(v, details={**v.details, "run": experiment.name}) for v in judged]
     say("writing the report", 0.95)
     page = report(runs, out / "report.html", verdicts=verdicts, title="SGD between the walls of a valley")
     return Seen(tell([_last(tree) for tree in measured], verdicts), page, runs, verdicts)

@@ -13,6 +13,7 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
+from sgdscope import __version__
 from sgdscope.contracts import QuantityEntry, quantities, stores
 from sgdscope.errors import ArgumentError, NotAvailableError, unknown
 from sgdscope.records import Header, Record, Snapshot, StepBlock, Surface, Trajectory, steps_dataset, unpack_batch
@@ -21,13 +22,16 @@ GROWING = ("step", "step_curve", "window")
 WINDOW = 60
 
 
-def measure(trajectory: Trajectory, surface: Surface | None, names: str | Sequence[str], **options: Any) -> xr.DataTree:
+def measure(
+    trajectory: Trajectory, surface: Surface | None, names: str | Sequence[str], *, reuse: bool = False, **options: Any
+) -> xr.DataTree:
     """Measure quantities over a recorded walk.
 
     Args:
         trajectory: the walk, from `open_trajectory` or a memory store.
         surface: the loss surface; None where no named quantity needs one.
         names: of quantities, such as ``["valley", "motion"]``.
+        reuse: take what is kept with the run where options, surface, recorded steps and versions are the same.
         **options: of the quantities. ``valley={"curve": False}`` goes to one, ``window=60`` to each that takes it.
 
     Returns:
@@ -44,10 +48,15 @@ def measure(trajectory: Trajectory, surface: Surface | None, names: str | Sequen
     given = _share_options(chosen, options)
     for name, entry in chosen.items():
         _check_surface(name, entry, surface, trajectory.header)
+    kept = stores["zarr"].cls.measurements(trajectory.path) if reuse and trajectory.path is not None else {}
     groups = {}
     for name, entry in chosen.items():
+        signature = _signature(surface, given[name]) | _extent(trajectory)
+        if name in kept and signature.items() <= kept[name].attrs.items():
+            groups[name] = kept[name].to_dataset()
+            continue
         with torch.random.fork_rng(devices=[]):
-            groups[name] = _sign(entry.measure(trajectory, surface, **given[name]), surface, given[name])
+            groups[name] = entry.measure(trajectory, surface, **given[name]).assign_attrs(signature)
         if trajectory.path is not None:
             stores["zarr"].cls.write_measurement(trajectory.path, name, groups[name])
     return xr.DataTree.from_dict(groups)
@@ -104,7 +113,7 @@ class LiveQuantity:
     def measured(self) -> xr.Dataset:
         """What has been measured so far; complete after `close`."""
         pieces = self._pieces if self._closed else [*self._pieces, self._measure([])]
-        return _sign(_join(pieces), self._surface, self._options)
+        return _join(pieces).assign_attrs(_signature(self._surface, self._options))
 
     def begin(self, header: Header) -> None:
         """Hold the names and shapes of the run against the surface's.
@@ -247,12 +256,17 @@ def _check_surface(name: str, entry: QuantityEntry, surface: Surface | None, hea
         )
 
 
-def _sign(measured: xr.Dataset, surface: Surface | None, options: Mapping[str, Any]) -> xr.Dataset:
-    """Write into the attributes what was measured on, and how."""
-    fingerprint = {} if surface is None else surface.fingerprint()
-    return measured.assign_attrs(
-        options=json.dumps(dict(options), default=str),
-        surface=json.dumps(fingerprint, default=str),
-        torch=torch.__version__,
-        python=platform.python_version(),
-    )
+def _signature(surface: Surface | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured on, how, and by which versions."""
+    return {
+        "options": json.dumps(dict(options), default=str, sort_keys=True),
+        "surface": json.dumps({} if surface is None else surface.fingerprint(), default=str, sort_keys=True),
+        "sgdscope": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _extent(trajectory: Trajectory) -> dict[str, Any]:
+    """How much of the walk there was."""
+    return {"updates": trajectory.steps.sizes["step"], "snapshots": len(trajectory.snapshot_steps)}

@@ -456,7 +456,7 @@ def gather(
     """
     measured = {}
     for name, options in quantities.items():
-        measured[name] = measure(trajectory, surface, [name], **{name: dict(options)})[name].to_dataset().load()
+        measured[name] = measure(trajectory, surface, [name], reuse=True, **{name: dict(options)})[name].to_dataset().load()
     extra: dict[str, Any] = {}
     for look in (observe or {}).values():
         if surface is not None:
