@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
+import torch
 import xarray as xr
 
 from sgdscope.checks import check, to_json
@@ -85,33 +87,35 @@ def demonstrate(out: Path, *, jobs: int | None = None, progress: Callable[[str, 
     say("training three networks", 0.05)
     described = experiments()
     runs = sweep(described, out / "runs", jobs=jobs)
-    measured, verdicts = [], []
-    for number, (experiment, path) in enumerate(zip(described, runs, strict=True)):
-        say(f"measuring {experiment.name}", 0.3 + 0.2 * number)
-        trajectory, surface = open_trajectory(path), surface_of(experiment)
-        measured.append(measure(trajectory, surface, ["valley", "motion"]))
-        say(f"judging {experiment.name}", 0.4 + 0.2 * number)
-        asked = [name for name, claim in claims.items() if claim.scope == "run"]
-        judged = check(asked, run=trajectory, surface=surface)
-        verdicts += [replace(v, details={**v.details, "run": experiment.name}) for v in judged]
+    say("measuring and judging", 0.3)
+    pool = joblib.Parallel(n_jobs=jobs or -1)
+    looked = pool(joblib.delayed(_look)(experiment, path) for experiment, path in zip(described, runs, strict=True))
+    verdicts = [verdict for _, judged in looked for verdict in judged]
     say("writing the report", 0.95)
     page = report(runs, out / "report.html", verdicts=verdicts, title="SGD between the walls of a valley")
-    return Seen(tell([_last(tree) for tree in measured], verdicts), page, runs, verdicts)
+    return Seen(tell([last for last, _ in looked], verdicts), page, runs, verdicts)
 
 
-def _last(tree: xr.DataTree) -> dict[str, float]:
-    """The numbers of the last burst."""
-    valley, motion = tree["valley"].to_dataset(), tree["motion"].to_dataset()
+def _look(experiment: Experiment, path: Path) -> tuple[dict[str, float], list[Verdict]]:
+    """Measure and judge one run, on one thread: the processes share the cores."""
+    torch.set_num_threads(1)
+    trajectory, surface = open_trajectory(path), surface_of(experiment)
+    measured = measure(trajectory, surface, ["valley", "motion"], reuse=True)
+    asked = [name for name, claim in claims.items() if claim.scope == "run"]
+    judged = check(asked, run=trajectory, surface=surface)
+    told = [replace(v, details={**v.details, "run": experiment.name}) for v in judged]
+    return _last_burst(measured["valley"].to_dataset(), measured["motion"].to_dataset(), trajectory.steps), told
+
+
+def _last_burst(valley: xr.Dataset, motion: xr.Dataset, steps: xr.Dataset) -> dict[str, float]:
     late = valley.sel(step=valley["step"] >= BURSTS[-1])
     return {
         "interior": float(late["interior"].mean()),
         "alpha": float(np.nanmedian(late["alpha_star"])),
-        "height": float(late["height"].mean()),
+        "height": float(valley["mean_height"][-1]),
         "loss": float(late["loss_start"].mean()),
-        "eta_gni": float(valley["eta_gni"][-1]),
-        "cosine": float(motion["gradient_cosine"].sel(step=motion["step"] >= BURSTS[-1]).mean()),
-        "distance": float(motion["distance"][-1]),
-        "barriers": float((valley["barrier"] > valley["barrier"].attrs.get("tolerance", 0.0)).mean()),
+        "cosine": float(motion["gradient_cosine"][-1]),
+        "distance": float(steps["distance"][-1]),
     }
 
 
