@@ -1,6 +1,6 @@
 # make demo: the main job. make test: everything that must pass. Each sets up .venv on a fresh machine.
 PYTHON ?= python3
-DATA_DIR ?= $(wildcard ../shared/data)
+DATA_DIR ?=
 BIN := .venv/bin
 DATA_OPTION := $(if $(DATA_DIR),--data-dir $(abspath $(DATA_DIR)),)
 
