@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -120,6 +121,36 @@ def test_a_model_function_is_trained_and_judged():
     assert first[0].n == 360
 
 
+def test_a_model_function_is_trained_by_plain_sgd_as_described():
+    description = described("quick", 3, 0.05, 64, drop=10.0)
+    walk, surface, _ = checks._trained(model_of, description)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model, loss, data = model_of(3)
+    weights = list(model.parameters())
+    generator, seen = torch.Generator().manual_seed(3), []
+    for t in range(240):
+        if t % 4 == 0:  # 300 examples hold four batches of 64
+            order = torch.randperm(300, generator=generator)
+        rows = order[64 * (t % 4) : 64 * (t % 4 + 1)]
+        gradient = torch.autograd.grad(loss(model, tuple(part[rows] for part in data)).mean(), weights)
+        with torch.no_grad():
+            for weight, g in zip(weights, gradient, strict=True):
+                weight -= (0.05 if t < 180 else 0.005) * g
+        seen.append(torch.cat([w.detach().flatten() for w in weights]))
+    for step in (180, 181, 240):
+        assert torch.allclose(walk.theta(step), seen[step - 1], rtol=1e-10, atol=1e-12)
+    assert torch.equal(checks._trained(model_of, description)[0].theta(240), walk.theta(240))
+    assert surface.value(walk.theta(240)) == pytest.approx(loss(model, data).mean().item())
+
+
+def test_of_options_that_claims_ask_for_the_larger_is_measured():
+    from dataclasses import replace
+
+    entries = [replace(claims["W1"], quantities={"valley": {"window": n}}) for n in (60, 90, 70)]
+    assert checks._quantities(entries) == {"valley": {"window": 90}}
+
+
 def test_failures_are_told_when_the_others_are_done():
     def broken(seed):
         model, _, data = model_of(seed)
@@ -144,6 +175,53 @@ def test_data_of_a_model_function_is_checked():
 def test_the_dataset_takes_the_place_of_the_presets():
     plan = checks._plan([claims["W1"]], None, "quick", 0, "breast_cancer")
     assert [d["data"] for d, _ in plan.values()] == [{"dataset": "breast_cancer", "label_noise": 0.3}] * 2
+
+
+def test_batch_sizes_are_halved_alike_to_fit_a_small_dataset():
+    wanted = [claims["W7"], claims["W9"]]
+    plan = checks._plan(wanted, None, "quick", 0, "wine")  # 142 examples: 4 x 16 = 64 is the largest that is at most half
+    sizes = {phase["batch_size"] for description, _ in plan.values() for phase in description["phases"]}
+    assert sizes == {4, 16, 64, "full"}
+    unchanged = checks._plan(wanted, None, "quick", 0, "digits")
+    assert {p["batch_size"] for d, _ in unchanged.values() for p in d["phases"]} == {16, 64, 256, "full"}
+
+
+def test_epochs_of_ones_own_experiment_set_the_number_of_updates():
+    own = small(phases=[{"lr": 0.1, "batch_size": 16, "epochs": 20.0}])  # wine: 142 examples, 8 whole batches an epoch
+    plan = checks._plan([claims["W1"]], own, "quick", 0, None)
+    described = [d for d, _ in plan.values()]
+    assert [[p["updates"] for p in d["phases"]] for d in described] == [[160], [160]]
+    assert not any("epochs" in p for d in described for p in d["phases"])
+
+
+def test_compat_tells_the_series_of_the_released_protocol():
+    found = checks.check(["W1", "W3"], experiment=model_of, compat="xing2018")
+    plain = checks.check(["W1", "W3"], experiment=model_of)
+    assert [(v.verdict, v.statistic) for v in found] == [(v.verdict, v.statistic) for v in plain]
+    first, second = found[0].details["xing2018"]
+    assert found[1].details["xing2018"][0] == first
+    assert "xing2018" not in plain[0].details
+    assert first["alpha"] == pytest.approx([0.1 * i for i in range(10)])
+    assert [len(first[name]) for name in ("step", "loss", "cosine", "distance")] == [180] * 4
+    walk, _, (model, loss, data) = checks._trained(model_of, claims["W1"].experiments["quick"](0)[0])
+    with torch.no_grad():  # the model stands at the end; three batches of 100, divided by two
+        torch.nn.utils.vector_to_parameters(walk.theta(first["step"][-1]), model.parameters())
+        means = [loss(model, tuple(part[i : i + 100] for part in data)).mean().item() for i in (0, 100, 200)]
+    assert first["loss"][-1][0] == pytest.approx(sum(means) / 2)
+    assert 0 < first["interior_share"] <= 1
+    assert second["mean_cosine"] < 0
+    with pytest.raises(UnknownNameError, match="no compat is called 'xing2019'; did you mean 'xing2018'"):
+        checks.check("W1", experiment=model_of, compat="xing2019")
+
+
+def test_compat_of_ones_own_run_takes_the_surface_as_given():
+    surface, walk = a_walk(4)
+    (found,) = checks.check("W3", run=walk, surface=surface, compat="xing2018")
+    (series,) = found.details["xing2018"]
+    assert series["gradient_norm_squared"] == pytest.approx(walk.steps["gradient_norm"].values ** 2)
+    assert series["cosine"][1:] == pytest.approx(walk.steps["gradient_cosine"].values[1:], rel=1e-6)
+    assert series["mean_cosine"] == pytest.approx(np.mean(series["cosine"][1:]))
+    json.dumps(checks.to_json([found]), allow_nan=False)
 
 
 def test_claims_share_experiments():

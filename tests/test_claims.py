@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from sgdscope import landscapes
-from sgdscope.claims.walk_with_sgd import xing2018
 from sgdscope.contracts import claims
 from sgdscope.errors import ArgumentError
 from sgdscope.evidence.controls import Walls, bowl
+from sgdscope.evidence.floor import floor_barriers, project
+from sgdscope.evidence.released import xing2018
 from sgdscope.evidence.windows import decide, trend, weakest
 from sgdscope.experiment import Experiment
 
@@ -90,6 +91,36 @@ def test_trend_finds_the_power_within_seeds():
     assert trend({k: v for k, v in values.items() if k[0] in (0.5, 3.0)}) is None
     falling = trend({k: 1 / v for k, v in values.items()})
     assert falling.answer == "contradicted" or falling.p_falling > 0.05
+
+
+def test_trend_averages_over_the_fixed_setting():
+    values = {(x, f, s): 3.0 * x ** (1.0 if f == 2 else 2.0) for x in (0.5, 2.0, 3.0) for f in (2, 4) for s in (3, 5, 8)}
+    assert trend(values).slope == pytest.approx(1.5)
+
+
+def test_projection_goes_down_to_the_floor_and_stays_where_it_is_along_it():
+    surface = landscapes.Ravine(50.0, 1e-4)
+    theta = torch.tensor([1.3, 2.0], dtype=torch.float64)
+    at, _ = project(surface, (theta, {}), 0.2)
+    assert surface.value(at) < 0.03 * surface.value(theta)  # the next step would bring 1 % of the height
+    assert float(at[1]) == pytest.approx(2.0, abs=0.01)
+    stiff, _ = project(surface, (theta, {}), 1.6)  # a first step across the ravine, up to 2/3 of the other wall
+    assert abs(float(stiff[0])) < 0.2
+    assert project(surface, (torch.zeros(2, dtype=torch.float64), {}), 0.2)[0].tolist() == [0, 0]
+
+
+def test_distant_floor_points_are_projected():
+    surface = bowl(3, size=4)
+    walk = landscapes.walk(surface, lr=1.0, updates=12, start=surface.theta(), batch_size=8)
+    found = floor_barriers(walk, surface)["floor"]
+    near = float((walk.theta(12) - walk.theta(11)).norm())
+    a, b = (project(surface, (walk.theta(t), {}), near)[0] for t in (0, 10))
+    line = surface.along(a, b - a, np.linspace(0, 1, 21).tolist()).values
+    assert found["length"] == [0] * 11 + [1, 10]
+    assert found["floor"][-1] == pytest.approx(line[1:-1].max() - max(line[0], line[-1]), abs=1e-12)
+    raw = surface.along(walk.theta(0), walk.theta(10) - walk.theta(0), np.linspace(0, 1, 21).tolist()).values
+    assert found["raw"][-1] == pytest.approx(raw[1:-1].max() - max(raw[0], raw[-1]), abs=1e-12)
+    assert found["raw"][-1] != pytest.approx(found["floor"][-1], rel=1e-3)
 
 
 def test_walls_derivatives_and_cycle():
@@ -177,6 +208,18 @@ def test_xing2018_interpolates_the_buffers_too():
     ((first, last), alphas) = seen[0]
     assert (first["mean"].item(), last["mean"].item()) == (2, 5)
     assert len(alphas) == 10
+
+
+def test_xing2018_knows_no_cosine_after_a_gap_and_divides_by_each_updates_own_rate():
+    surface, rates = bowl(5, size=4), [0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05]
+    asked = {"lr": 0.7, "updates": 8, "start": surface.theta(), "batch_size": 16, "lrs": rates, "snapshots": [2, 3, 4, 6, 7, 8]}
+    walk = landscapes.walk(surface, **asked)
+    got = xing2018(walk, surface)
+    assert got["step"].values.tolist() == [2, 3, 6, 7]
+    assert got["cosine"].values[0] == 1
+    assert np.isnan(got["cosine"].values[2])
+    assert np.isfinite(got["cosine"].values[[1, 3]]).all()
+    assert got["gradient_norm_squared"].values == pytest.approx(walk.steps["gradient_norm"].values[[2, 3, 6, 7]] ** 2)
 
 
 def test_xing2018_wrong_use():

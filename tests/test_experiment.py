@@ -122,6 +122,17 @@ def test_changing_batch_sizes_never_cross_an_epoch():
     assert all(torch.equal(constant.indices(t), Order(37, 5, seed=3, phase=0).indices(t)) for t in range(40))
 
 
+def test_an_epoch_of_listed_sizes_is_used_to_its_end():
+    listed, constant = Order(20, [5] * 9, seed=3, phase=0), Order(20, 5, seed=3, phase=0)
+    assert [listed.epoch(t) for t in range(9)] == [0, 0, 0, 0, 1, 1, 1, 1, 2]
+    assert all(torch.equal(listed.indices(t), constant.indices(t)) for t in range(9))
+
+
+def test_draws_with_replacement_depend_on_seed_phase_and_update():
+    draws = [Order(99, 7, seed=s, phase=p, replacement=True).indices(t).tolist() for s in (3, 4) for p in (0, 1) for t in (0, 5)]
+    assert len({tuple(d) for d in draws}) == 8
+
+
 def test_a_full_batch_is_all_examples_in_their_order():
     assert torch.equal(Order(9, 9, seed=3, phase=0).indices(4), torch.arange(9))
 

@@ -15,7 +15,7 @@ from sgdscope.vector import Layout
 F64 = torch.float64
 
 
-def made(points, columns=None, kept=None):
+def made(points, columns=None, kept=None, begin=0):
     """A trajectory through chosen points with two layers: a (2 + 1 coordinates) and b (the rest)."""
     size = points.shape[1]
     layout = Layout(("a.weight", "a.bias", "b.weight"), ((2,), (1,), (size - 3,)), ("float64",) * 3)
@@ -28,7 +28,7 @@ def made(points, columns=None, kept=None):
             raise NotAvailableError("not kept")
         return Snapshot(step, points[step].clone(), torch.zeros(0))
 
-    steps = np.arange(count)
+    steps = begin + np.arange(count)
     return Trajectory(Header(layout, Layout((), (), ()), {}), lambda: steps_dataset(steps, columns), kept, read)
 
 
@@ -115,6 +115,44 @@ def test_run_level_fits_are_exact_where_their_law_holds():
     assert float(logarithmic["log_slope"]) == pytest.approx(0.23, rel=1e-9)
     assert float(logarithmic["log_r2"]) == pytest.approx(1, rel=1e-9)
     assert float(logarithmic["distance_r2"]) < 0.999
+
+
+def test_means_of_recorded_cosines():
+    cosines = np.array([np.nan, -0.5, 0.0, 0.1, -0.9, 0.3, -0.2])
+    found = motion(made(torch.randn(8, 4, dtype=F64, generator=torch.Generator().manual_seed(1)), {"gradient_cosine": cosines}))
+    for name in ("gradient_cosine", "mean_gradient_cosine"):
+        assert float(np.ravel(found[name])[0]) == pytest.approx(-0.2)  # of six values; their median is -0.1
+        assert float(np.ravel(found[f"{name}_low"])[0]) < -0.2 < float(np.ravel(found[f"{name}_high"])[0])
+    assert float(found["gradient_cosine_negative"][0]) == pytest.approx(0.5)  # 0 is not negative
+
+
+def test_time_of_the_fits_counts_from_the_first_row():
+    t = np.arange(300.0)
+    found = motion(made(torch.zeros(301, 4, dtype=F64), {"distance": 0.7 * t**0.31}, kept=[], begin=70))
+    assert float(found["distance_exponent"]) == pytest.approx(0.62, rel=1e-9)
+
+
+def test_error_of_the_displacement_sees_that_pairs_overlap():
+    """Neighbouring |x_{i+4} - x_i|^2 share three of four steps: their mean is about 1.6 times as uncertain as counted apart."""
+    steps = torch.randn(800, 1, generator=torch.Generator().manual_seed(3), dtype=F64).repeat(1, 3)
+    points = torch.cat([torch.zeros(1, 3, dtype=F64), steps.cumsum(0)])
+    found = motion(made(torch.cat([points, points[:, :1] * 0], 1)), window=800)
+    place = found["lag"].values.tolist().index(4)
+    squares = ((points[4:] - points[:-4]) ** 2).sum(1).numpy()
+    assert float(found["msd"][0, place]) == pytest.approx(squares.mean(), rel=1e-9)
+    assert float(found["msd_stderr"][0, place]) > 1.3 * squares.std() / np.sqrt(len(squares))
+
+
+def test_error_of_the_predicted_cosine_counts_both_means():
+    norms = np.array([1.0, 3.0, 2.0, 4.0, 1.5, 2.5])
+    surface = Quadratic(np.diag([2.0, 1.0, 0.5, 3.0]))
+    points = torch.randn(7, 4, generator=torch.Generator().manual_seed(5), dtype=F64)
+    found = motion(made(points, {"gradient_norm": norms}), surface, gradient_points=3)
+    full = np.array([float(surface.value_and_grad(points[t])[1].square().sum()) for t in (0, 2, 4)])
+    q, value = (norms**2).mean(), -full.mean() / (norms**2).mean()
+    error = np.sqrt(full.var(ddof=1) / 3 + value**2 * (norms**2).var(ddof=1) / 6) / q
+    assert float(found["gradient_cosine_predicted"][0]) == pytest.approx(value, rel=1e-12)
+    assert float(found["gradient_cosine_predicted_stderr"][0]) == pytest.approx(error, rel=1e-12)
 
 
 def test_cosine_law_on_a_noisy_quadratic():

@@ -207,6 +207,23 @@ def test_a_drop_of_the_learning_rate_keeps_the_momentum(tmp_path):
     assert trajectory.steps["lr"].values.tolist() == [0.2] * 6 + [0.02] * 6
 
 
+def test_a_new_phase_hands_over_to_its_own_walker(tmp_path):
+    phases = [PLAIN | {"updates": 4}, PLAIN | {"walker": "adam", "lr": 0.01, "updates": 4}]
+    trajectory = open_trajectory(run(experiment(phases), tmp_path / "run"))
+    moves = [(trajectory.theta(t + 1) - trajectory.theta(t)).abs() for t in (3, 4)]
+    assert float(moves[1].max()) == pytest.approx(0.01, rel=1e-3)  # the first step of Adam is lr in each coordinate
+    assert float(moves[1].median()) > 0.9 * 0.01
+    assert float(moves[0].median()) < 0.5 * float(moves[0].max())
+
+
+@pytest.mark.parametrize("bit", [0, 31, 32, 63])
+def test_every_bit_of_the_hash_counts(plain_run, monkeypatch, bit):
+    right = Replayer._hash
+    monkeypatch.setattr(Replayer, "_hash", lambda self, step: right(self, step) ^ (1 << bit))
+    with pytest.raises(ReplayError, match="theta of step 7 was rebuilt with hash"):
+        open_trajectory(plain_run).theta(7)
+
+
 def test_a_start_that_does_not_fit_is_refused(plain_run, tmp_path):
     with pytest.raises(ArgumentError, match=r"start\.step: .*step 40 was not recorded"):
         run(experiment(start={"run": str(plain_run), "step": 40}), tmp_path / "a")

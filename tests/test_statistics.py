@@ -101,6 +101,22 @@ def test_share_of_equal_and_of_mixed_flags():
     assert low <= share <= high
 
 
+def test_bootstrap_interval_is_two_sided():
+    # near-normal resamples: half-width / stderr = 1.96 (1.64 would be the one-sided level); 4000 resamples know it to 4 %
+    x = np.random.default_rng(6).normal(3.0, 2.0, size=400)
+    for confidence in (0.95, 0.8):
+        _, stderr, (low, high) = s.block_bootstrap(x, block=1, resamples=4000, confidence=confidence)
+        assert (high - low) / 2 / stderr == pytest.approx(st.norm.ppf((1 + confidence) / 2), rel=0.06)
+
+
+def test_share_of_flags_that_stick_together_is_less_certain():
+    # runs of 4 equal flags: the error is about twice that of independent flags; Wilson and blocks of one do not see it
+    flags = np.repeat(np.random.default_rng(4).random(100) < 0.5, 4)
+    low, high = s.share_interval(flags)[1]
+    alone = s.wilson(int(flags.sum()), 400)
+    assert high - low > 1.4 * (alone.high - alone.low)
+
+
 def test_share_covers():
     # independent flags with p = 0.3, n = 80: true coverage near 93 %; fewer than 255 of 300 happens with p < 1e-6
     generator = np.random.default_rng(2)
@@ -183,6 +199,7 @@ def test_paired():
     assert smallest == pytest.approx(0.5**7)
     assert s.paired([2, 3, 4, 5, 6], [1, 1, 1, 1, 1])[2:] == (1 / 32, 1 / 32)
     assert s.paired([2, 3, 1, 5, 6], [1, 1, 1, 1, 1])[2] == pytest.approx(1 / 16)  # the equal pair is left out
+    assert s.paired([2, 3, 1, 5, 6], [1, 1, 1, 1, 1])[3] == pytest.approx(1 / 32)  # what five pairs could have shown
     assert s.paired([1, 2], [1, 2])[2] == pytest.approx(1.0)
 
 

@@ -17,17 +17,20 @@ import xxhash
 from torch import Tensor, nn
 
 from sgdscope.contracts import ClaimEntry, Evidence, Verdict, claims
-from sgdscope.datasets import Dataset
+from sgdscope.datasets import Dataset, load
 from sgdscope.errors import ArgumentError, SgdscopeError, unknown
-from sgdscope.evidence.protocols import transfer
+from sgdscope.evidence.protocols import fitted, transfer
+from sgdscope.evidence.released import series
 from sgdscope.evidence.windows import gather
-from sgdscope.experiment import Experiment, load_toml, run, surface_of
+from sgdscope.experiment import Experiment, load_toml, parts, run, surface_of
 from sgdscope.recorder import Recorder, bursts
 from sgdscope.records import Surface, Trajectory
 from sgdscope.runs import open_trajectory
 from sgdscope.stores.memory import MemoryStore
 from sgdscope.surface import LossSurface
 
+COMPAT = ("xing2018",)
+RELEASED_BATCH = 100  # examples a batch of the released evaluation
 CONTROLS = ("positive", "negative", "starved", "foreign")
 Progress = Callable[[str, float], None]
 Made = Callable[[int], tuple[nn.Module, Callable[[nn.Module, Any], Tensor], Any]]
@@ -87,6 +90,7 @@ def check(
     data_dir: str | Path | None = None,
     out: str | Path | None = None,
     progress: Progress | None = None,
+    compat: str | None = None,
 ) -> list[Verdict]:
     """Test claims: on one recorded run, on one's own experiment, or on the claims' own experiments.
 
@@ -103,10 +107,14 @@ def check(
         controls: also judge the controls; the answers are put into ``details["controls"]``.
         engine: backend of joblib.
         jobs: how many experiments at a time; None for one a core.
-        dataset: name or CSV file in place of the preset's data; label noise stays.
+        dataset: name or CSV file in place of the preset's data; label noise stays. On small data all batch sizes are halved
+            until the largest of the claims' (4 x the preset's) is at most half of the examples.
         data_dir: folder of the real data files.
         out: folder for the runs, which a later check goes on from; a temporary one if None.
         progress: called with a sentence and the share that is done.
+        compat: ``"xing2018"`` also measures each run exactly as the authors' released code does (see
+            `evidence.released`): in batches of 100 with batch statistics; a given `surface` is taken as it is. The series
+            go into ``details["xing2018"]``, one entry a run; the verdicts do not use them.
 
     Returns:
         One verdict a claim, in the order in which they were asked.
@@ -120,17 +128,20 @@ def check(
     """
     wanted = [_entry(name) for name in ([claims] if isinstance(claims, str) else claims)]
     _check_arguments(wanted, run, surface, experiment, preset, seed, jobs)
+    if compat not in {None, *COMPAT}:
+        error = unknown("compat", str(compat), COMPAT)
+        raise error
     say = progress or (lambda _sentence, _share: None)
     if run is not None:
-        one = _of_run(run, surface, wanted, data_dir)
+        one = _of_run(run, surface, wanted, data_dir, compat)
         found: dict[str, list[Evidence] | str] = {entry.id: [one] for entry in wanted}
     else:
-        plan = _plan(wanted, experiment, preset, seed, dataset)
+        plan = _plan(wanted, experiment, preset, seed, dataset, data_dir)
         with _folder(out) as folder:
             made = experiment if callable(experiment) and not isinstance(experiment, Experiment) else None
-            tasks = [_Task(description, folder, made, data_dir, ids) for description, ids in plan.values()]
+            tasks = [_Task(description, folder, made, data_dir, ids, compat) for description, ids in plan.values()]
             found = _collect(wanted, plan, _evidence(tasks, engine, jobs, say))
-    verdicts = [entry.judge(runs) for entry in wanted if not isinstance(runs := found[entry.id], str)]
+    verdicts = [_judged(entry, runs) for entry in wanted if not isinstance(runs := found[entry.id], str)]
     if failures := {name: why for name, why in found.items() if isinstance(why, str)}:
         raise ChecksFailedError(failures, verdicts)
     if controls:
@@ -184,6 +195,13 @@ def _entry(name: str) -> ClaimEntry:
     return claims[name]
 
 
+def _judged(entry: ClaimEntry, runs: Sequence[Evidence]) -> Verdict:
+    """The verdict, with the series of other protocols that were asked for."""
+    verdict = entry.judge(runs)
+    beside = {name: [run.extra[name] for run in runs] for name in COMPAT if runs and all(name in run.extra for run in runs)}
+    return replace(verdict, details=dict(verdict.details) | beside)
+
+
 def _with_controls(verdict: Verdict, seed: int) -> Verdict:
     known = {kind: v.verdict for _, kind, v in control_verdicts([verdict.claim], seed)}
     return replace(verdict, details=dict(verdict.details) | {"controls": known})
@@ -215,15 +233,35 @@ def _check_arguments(
 
 
 def _of_run(
-    run: str | Path | Trajectory, surface: Surface | None, wanted: Sequence[ClaimEntry], data_dir: str | Path | None
+    run: str | Path | Trajectory,
+    surface: Surface | None,
+    wanted: Sequence[ClaimEntry],
+    data_dir: str | Path | None,
+    compat: str | None,
 ) -> Evidence:
     trajectory = run if isinstance(run, Trajectory) else open_trajectory(run, data_dir=data_dir)
+    released = surface
     if surface is None:
         described = trajectory.settings.get("experiment")
         if described is None:
             raise ArgumentError("surface: the run was recorded by hand, so its loss is not known; pass surface=LossSurface(...)")
         surface = surface_of(Experiment(**described), data_dir)
-    return gather(trajectory, surface, _quantities(wanted), observe=_observers(wanted))
+        released = _released(*parts(Experiment(**described), data_dir)) if compat else None
+    return _with_series(
+        gather(trajectory, surface, _quantities(wanted), observe=_observers(wanted)), trajectory, released, compat
+    )
+
+
+def _released(model: nn.Module, loss: Callable[[nn.Module, Any], Tensor], data: Any) -> Surface:
+    """The loss as the released code evaluates it: batches of 100 in a fixed order, BatchNorm on each batch's statistics."""
+    cut = zip(*(torch.split(t, RELEASED_BATCH) for t in _tensors(data)), strict=True)
+    return LossSurface(model, loss, list(cut), batchnorm="batch")
+
+
+def _with_series(evidence: Evidence, trajectory: Trajectory, surface: Surface | None, compat: str | None) -> Evidence:
+    if compat is None or surface is None:
+        return evidence
+    return replace(evidence, extra=dict(evidence.extra) | series(trajectory, surface))
 
 
 def _quantities(wanted: Sequence[ClaimEntry]) -> dict[str, dict[str, Any]]:
@@ -246,7 +284,14 @@ def _observers(wanted: Sequence[ClaimEntry]) -> dict[str, Callable[[Trajectory, 
 Plan = dict[str, tuple[dict[str, Any], list[str]]]
 
 
-def _plan(wanted: Sequence[ClaimEntry], experiment: Any, preset: str, seed: int, dataset: str | None) -> Plan:
+def _plan(
+    wanted: Sequence[ClaimEntry],
+    experiment: Any,
+    preset: str,
+    seed: int,
+    dataset: str | None,
+    data_dir: str | Path | None = None,
+) -> Plan:
     """Each distinct experiment once, with the claims that need it."""
     own = load_toml(experiment) if isinstance(experiment, str | Path) else experiment
     base = own.described() if isinstance(own, Experiment) else None
@@ -254,6 +299,14 @@ def _plan(wanted: Sequence[ClaimEntry], experiment: Any, preset: str, seed: int,
         raise ArgumentError(
             f"experiment: expected a TOML file, an Experiment or a function seed -> (model, loss, data), got {type(own).__name__}"
         )
+    if base and any("epochs" in phase for phase in base["phases"]):
+        count = len(parts(Experiment(**base), data_dir)[2].x)
+        lengths = [phase.length(count) for phase in Experiment(**base).phases]
+        phases = [
+            {k: v for k, v in p.items() if k != "epochs"} | {"updates": n} for p, n in zip(base["phases"], lengths, strict=True)
+        ]
+        base = base | {"phases": phases}
+    examples = len(load(dataset, data_dir).x) if dataset is not None and not base else None
     plan: Plan = {}
     for entry in wanted:
         for description in entry.experiments[preset](seed):
@@ -261,6 +314,8 @@ def _plan(wanted: Sequence[ClaimEntry], experiment: Any, preset: str, seed: int,
             if dataset is not None:
                 kept = {k: v for k, v in asked["data"].items() if k not in {"dataset", "train", "test"}}
                 asked = asked | {"data": kept | {"dataset": dataset}}
+            if examples is not None:
+                asked = fitted(asked, examples, preset)
             told = json.dumps({k: v for k, v in asked.items() if k != "name"}, sort_keys=True)
             key = xxhash.xxh3_64_hexdigest(told.encode())
             plan.setdefault(key, (asked | {"name": f"{asked['name']}-{key[:8]}"}, []))[1].append(entry.id)
@@ -276,6 +331,7 @@ class _Task:
     made: Made | None
     data_dir: str | Path | None
     ids: list[str]
+    compat: str | None = None
 
     def __call__(self) -> Evidence | str:
         """The evidence, or what went wrong; the other experiments go on."""
@@ -287,13 +343,17 @@ class _Task:
     def _evidence(self) -> Evidence:
         entries = [_entry(name) for name in self.ids]
         if self.made is not None:
-            trajectory, surface = _trained(self.made, self.description)
+            trajectory, surface, own = _trained(self.made, self.description)
         else:
             described = Experiment(**self.description)
             path = run(described, self.folder / described.name, data_dir=self.data_dir)
             trajectory = open_trajectory(path, data_dir=self.data_dir)
-            surface = surface_of(described, self.data_dir)
-        return gather(trajectory, surface, _quantities(entries), observe=_observers(entries))
+            surface, own = surface_of(described, self.data_dir), None
+        found = gather(trajectory, surface, _quantities(entries), observe=_observers(entries))
+        if self.compat is None:
+            return found
+        model, loss, data = own or parts(Experiment(**self.description), self.data_dir)
+        return _with_series(found, trajectory, _released(model, loss, data), self.compat)
 
 
 def _alone(task: _Task) -> Evidence | str:
@@ -348,8 +408,14 @@ def _tensors(data: Any) -> tuple[Tensor, ...]:
     return tuple(parts)
 
 
-def _trained(made: Made, description: Mapping[str, Any]) -> tuple[Trajectory, Surface]:
-    """Train a user's model by plain SGD as described, recorded in memory."""
+def _trained(made: Made, description: Mapping[str, Any]) -> tuple[Trajectory, Surface, tuple[Any, Any, Any]]:
+    """Train a user's model by plain SGD as described, recorded in memory; torch's generator starts at the run's seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(description["seed"]))
+        return _train(made, description)
+
+
+def _train(made: Made, description: Mapping[str, Any]) -> tuple[Trajectory, Surface, tuple[Any, Any, Any]]:
     model, loss, data = made(int(description["seed"]))
     tensors, phases, record = _tensors(data), description["phases"], description["record"]["snapshots"]
     examples, size = len(tensors[0]), phases[0]["batch_size"]
@@ -378,4 +444,4 @@ def _trained(made: Made, description: Mapping[str, Any]) -> tuple[Trajectory, Su
     store = recorder.store
     if not isinstance(store, MemoryStore):
         raise ArgumentError("experiment: expected the recorder to keep the run in memory; run the check on rank 0 only")
-    return store.trajectory(), LossSurface(model, loss, tensors)
+    return store.trajectory(), LossSurface(model, loss, tensors), (model, loss, tensors)

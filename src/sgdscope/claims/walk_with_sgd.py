@@ -1,4 +1,4 @@
-"""The claims W1-W11 of "A Walk with SGD" (Xing, Arpit, Tsirigotis, Bengio 2018), and the authors' released protocol.
+"""The claims W1-W11 of "A Walk with SGD" (Xing, Arpit, Tsirigotis, Bengio 2018).
 
 Thresholds were written before any run. Where the paper gives no number they are this project's, said on their line.
 """
@@ -6,16 +6,14 @@ Thresholds were written before any run. Where the paper gives no number they are
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import log, nan
+from math import log
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 
 from sgdscope import statistics
 from sgdscope.contracts import Controls, Evidence, Source, Verdict, claim
-from sgdscope.errors import ArgumentError
 from sgdscope.evidence import controls
 from sgdscope.evidence.floor import floor_barriers
 from sgdscope.evidence.protocols import ONE_RUN, SWEEP, Chosen, presets
@@ -23,6 +21,7 @@ from sgdscope.evidence.windows import (
     NOISE,
     UPDATES,
     Cell,
+    Window,
     applicable,
     balanced,
     cells,
@@ -35,7 +34,6 @@ from sgdscope.evidence.windows import (
     weakest,
     without,
 )
-from sgdscope.records import Surface, Trajectory, windows
 
 PAPER = "Xing et al. 2018 (arXiv 1802.08770)"
 CONVEX_SHARE, PARABOLA_R2 = 0.9, 0.99  # W1: project thresholds; the paper says "roughly convex"
@@ -47,6 +45,13 @@ EDGE_COSINE = -0.5  # W9: the cosine of full-batch descent must lie below; exact
 FLOOR_SHARE, RARE = 0.1, 0.1  # W10, W11: a tenth; the paper's count is recalled as at most 20 of 450 updates
 PAIRS = 5  # paired seeds where two settings are compared; with five the smallest one-sided sign-test p is 1/32
 QUANTITIES: Mapping[str, Mapping[str, Any]] = {"valley": {}, "motion": {}}
+
+
+def _runs(found: Sequence[Window]) -> dict[str, Any]:
+    """Of which runs the windows are: the intervals cover the updates of these runs, not other seeds."""
+    names = ("lr", "batch_size", "seed")
+    runs = {id(w.run): w.run.settings for w in found}.values()
+    return {"runs": [{name: settings.get(name) for name in names} for settings in runs]}
 
 
 @claim(
@@ -74,7 +79,7 @@ def convex(runs: Sequence[Evidence]) -> Verdict:
     fit, _, around = statistics.block_bootstrap(r2, np.median)
     verdict = weakest([decide(interval, CONVEX_SHARE), decide(around, PARABOLA_R2)])
     reason = f"{share:.1%} of {len(flags)} updates are convex within their error; a parabola explains a median of {fit:.4f}"
-    details = {"median_r2": fit, "median_r2_interval": list(around)}
+    details = {"median_r2": fit, "median_r2_interval": list(around)} | _runs(found)
     return Verdict("W1", verdict, share, interval, len(flags), CONVEX_SHARE, reason, regime(found), None, details)
 
 
@@ -104,7 +109,7 @@ def floor_between(runs: Sequence[Evidence]) -> Verdict:
     verdict = next((a for a in many if 2 * many[a] > len(shares)), "undecided")
     above = many["supported"]
     reason = f"the floor lies inside {share:.1%} of the updates (median of {len(shares)} windows, {above} clearly above half)"
-    details = {"windows": [[w.first, s] for w, (s, _) in zip(found, shares, strict=False)]}
+    details = {"windows": [[w.first, s] for w, (s, _) in zip(found, shares, strict=False)]} | _runs(found)
     return Verdict("W2", verdict, share, (low, high), len(shares), INTERIOR, reason, regime(found), None, details)  # type: ignore[arg-type]  # a key of a literal dict
 
 
@@ -131,6 +136,7 @@ def opposed(runs: Sequence[Evidence]) -> Verdict:
     share = float((cosines < 0).mean())
     reason = f"the mean cosine is {mean:.3f} over {len(cosines)} updates; {share:.1%} are negative"
     details = {"share_negative": share, "predicted": mean_finite([w.at("gradient_cosine_predicted", "motion") for w in found])}
+    details |= _runs(found)
     return Verdict(
         "W3", decide(interval, 0.0, above=False), mean, interval, len(cosines), 0.0, reason, regime(found), None, details
     )
@@ -161,7 +167,7 @@ def at_height(runs: Sequence[Evidence]) -> Verdict:
     height, loss = float(np.mean([w.height for w in found])), float(np.nanmean([w.loss for w in found]))
     of = f"{height / loss:.2%} of the loss"
     reason = f"the lower wall is {mean:.3g} high (threshold {floor:.2g}); both on average {height:.3g}, {of}"
-    details = {"mean_height": height, "height_over_loss": height / loss}
+    details = {"mean_height": height, "height_over_loss": height / loss} | _runs(found)
     return Verdict("W4", decide(interval, floor), mean, interval, len(walls), floor, reason, regime(found), None, details)
 
 
@@ -186,7 +192,9 @@ def few_barriers(runs: Sequence[Evidence]) -> Verdict:
         return without("W11", "undecided", RARE, f"{len(flags)} updates have a curve, at least {UPDATES} are needed", found)
     share, interval = statistics.share_interval(flags)
     reason = f"{int(flags.sum())} of {len(flags)} updates cross a barrier"
-    return Verdict("W11", decide(interval, RARE, above=False), share, interval, len(flags), RARE, reason, regime(found))
+    return Verdict(
+        "W11", decide(interval, RARE, above=False), share, interval, len(flags), RARE, reason, regime(found), None, _runs(found)
+    )
 
 
 @claim(
@@ -279,7 +287,18 @@ def drop_lowers(runs: Sequence[Evidence]) -> Verdict:
     ),
 )
 def batch_differs(runs: Sequence[Evidence]) -> Verdict:
-    """Judge W7: two paired differences of the mean cosine of the last window at the largest learning rate."""
+    """Judge W7: two paired differences of the mean cosine of the last window at the largest learning rate.
+
+    The cosine of batches also depends on the batch size where the walks themselves are the same (law 3 of the
+    specification), so that it cannot refute the stochastic differential equation; the distance at equal epochs, where that
+    equation predicts equality at equal lr / batch size, and the height stand in the details, with their intervals.
+
+    Args:
+        runs: of a grid of learning rates and batch sizes.
+
+    Returns:
+        The verdict.
+    """
     kept, early = balanced("W7", runs, PAIRS)
     if early:
         return early
@@ -301,7 +320,14 @@ def batch_differs(runs: Sequence[Evidence]) -> Verdict:
         f"equal lr / batch size, lr {top:g} against {partner[0]:g}: the cosine differs by {mean:.3f}; "
         f"batch size {sizes[-1]:g} against {sizes[0]:g} at lr {top:g}: by {effect:.3f}"
     )
+    ends = {c.seed: [c, other] for c in kept if (c.lr, c.batch_size) == (top, partner[2])
+            for other in kept if (other.lr, other.batch_size, other.seed) == (*partner[:2], c.seed)}  # fmt: skip
+    epochs = min(c.updates * c.batch_size for pair in ends.values() for c in pair)
+    gaps = [log(a.typical_distance(epochs / a.batch_size) / b.typical_distance(epochs / b.batch_size)) for a, b in ends.values()]
+    heights = [log(a.window.height / b.window.height) for a, b in ends.values()]
     details = {
+        "log_distance_ratio_at_equal_epochs": _told(gaps),
+        "log_height_ratio": _told(heights),
         "batch_effect": effect,
         "batch_effect_interval": list(around),
         "p_equal_ratio": equal[0],
@@ -309,6 +335,12 @@ def batch_differs(runs: Sequence[Evidence]) -> Verdict:
     }
     place = regime([c.window for c in kept])
     return Verdict("W7", verdict, mean, interval, len(seeds), 0.0, reason, place, 0.5 ** len(seeds), details)  # type: ignore[arg-type]  # literals
+
+
+def _told(values: Sequence[float]) -> list[float]:
+    """Mean and interval over seeds."""
+    mean, _, interval = statistics.mean_interval(values)
+    return [mean, *interval]
 
 
 def _same(a: float, b: float) -> bool:
@@ -350,14 +382,23 @@ def distance_grows(runs: Sequence[Evidence]) -> Verdict:
         f"at equal updates ({updates:g}) the distance grows with the power {both[0].slope:.2f} of the learning rate "
         f"and {-both[1].slope:.2f} of the batch size"
     )
-    details = {
+    details: dict[str, Any] = {
         f"{what}_at_equal_{name}": None if found is None else [found.slope, *found.interval]
         for what, named in (("lr", by_lr), ("inverse_batch", by_batch))
         for name, found in named.items()
     }
+    details["laws"] = [_law(c) for c in kept]
     return Verdict(
         "W8", verdict, least.slope, least.interval, least.seeds, 0.0, reason, regime(places), least.smallest_p, details
     )
+
+
+def _law(cell: Cell) -> dict[str, float]:
+    """Growth of one run: exponent c of |theta_t - theta_0|^2 ~ t^c, slope b of a + b ln t, and how well each fits."""
+    found = cell.window.run.measured.get("motion", xr.Dataset())
+    names = ("distance_exponent", "distance_r2", "log_slope", "log_r2")
+    told = {"lr": cell.lr, "batch_size": cell.batch_size, "seed": cell.seed}
+    return told | {name: float(found[name]) for name in names if name in found}
 
 
 @claim(
@@ -436,63 +477,3 @@ def floor_has_barriers(runs: Sequence[Evidence]) -> Verdict:
     )
     details = {"excess": excess, "excess_interval": list(around), "raw_share": float(raw.mean())}
     return Verdict("W10", verdict, share, interval, len(floor), FLOOR_SHARE, reason, regime(found), None, details)
-
-
-# --- the released protocol -------------------------------------------------------------------------------------------
-
-
-def xing2018(trajectory: Trajectory, surface: Surface, *, batch: int = 100) -> xr.Dataset:
-    """Measure a walk exactly as the authors' released code does, its quirks included; for comparison only.
-
-    loss(t, alpha) = sum over the K batches of their mean loss at (1 - alpha) state_t + alpha state_{t+1}, divided by
-    K - 1 (not K); alpha = 0, 0.1, ..., 0.9; the state is parameters and buffers. With G_t = (theta_t - theta_{t+1}) / lr_t,
-    the gradient with weight decay: cosine_t = G_{t-1}.G_t / (sqrt(|G_{t-1}|^2 |G_t|^2) + 1e-6), 1 by construction at the
-    first update of the run and NaN where the update before was not recorded; gradient_norm_squared = |G_t|^2;
-    distance_t = |theta_{t+1} - theta_0| over the parameters. The code saves no state before an epoch's first update and
-    misses that one; here each recorded update is covered. Their evaluation is in training mode on augmented data: choose
-    ``batchnorm="batch"`` for the surface.
-
-    Args:
-        trajectory: a walk by plain SGD, without momentum.
-        surface: the loss on the training set.
-        batch: examples a batch of the evaluation; not used if the surface itself gives the losses of batches.
-
-    Returns:
-        loss [step, alpha], cosine, gradient_norm_squared and distance [step].
-
-    Raises:
-        ArgumentError: the surface gives the mean loss only, or has fewer than two batches.
-
-    Cost: 10 passes over the data an update.
-    Source: LynetteXing1991/walk_with_sgd, interpolation.py and sgd.py.
-    """
-    table = trajectory.steps
-    rates = dict(zip(table["step"].values.tolist(), np.asarray(table["lr"].values, np.float64).tolist(), strict=True))
-    start, rows, before = trajectory.theta(int(trajectory.snapshot_steps[0])).double(), [], (-2, torch.zeros(1))
-    alphas = np.arange(0, 1, 0.1)
-    for first, last in windows(trajectory.snapshot_steps):
-        for t in range(first, last):
-            a, b = trajectory.theta(t).double(), trajectory.theta(t + 1).double()
-            pair = (trajectory.buffers(t), trajectory.buffers(t + 1))
-            line = surface.along(a, b - a, alphas.tolist(), pair if pair[0] else None)
-            if line.samples is None:
-                raise ArgumentError("surface: it gives only the mean loss; the protocol needs the losses of examples or batches")
-            parts = range(0, line.samples.shape[1], 1 if line.unit == "batch" else batch)
-            means = np.stack([line.samples[:, i : i + parts.step].mean(1) for i in parts], 1)
-            if means.shape[1] < 2:
-                raise ArgumentError(f"batch: {batch} leaves one batch, and the protocol divides by their number less one")
-            g = (a - b) / rates[t]
-            squared = float(g @ g)
-            cosine = 1.0 if t == int(trajectory.snapshot_steps[0]) else nan
-            if before[0] == t - 1:
-                cosine = float(before[1] @ g) / ((float(before[1] @ before[1]) * squared) ** 0.5 + 1e-6)
-            rows.append((t, means.sum(1) / (means.shape[1] - 1), cosine, squared, float((b - start).norm())))
-            before = (t, g)
-    steps, losses, *rest = zip(*rows, strict=True) if rows else ((), np.zeros((0, len(alphas))), (), (), ())
-    names = ("cosine", "gradient_norm_squared", "distance")
-    columns = {name: ("step", np.asarray(values, np.float64)) for name, values in zip(names, rest, strict=True)}
-    return xr.Dataset(
-        {"loss": (("step", "alpha"), np.asarray(losses, np.float64).reshape(-1, len(alphas)))} | columns,
-        coords={"step": np.asarray(steps, np.int64), "alpha": alphas},
-        attrs={"compat": "xing2018"},
-    )

@@ -117,6 +117,26 @@ def transfer(description: Mapping[str, Any], own: Mapping[str, Any], preset: str
     return kept | changed
 
 
+def fitted(description: Mapping[str, Any], examples: int, preset: str) -> dict[str, Any]:
+    """Halve all batch sizes alike until the largest of `GRID` is at most half of the examples, so that their ratios stay.
+
+    Args:
+        description: of a run of the preset.
+        examples: of the training set.
+        preset: of the run.
+
+    Returns:
+        The description; unchanged where the batches fit.
+    """
+    largest, divisor = max(b for _, b, _, _ in GRID) * SIZES[preset]["batch_size"], 1
+    while 2 * largest > divisor * examples:
+        divisor *= 2
+    sizes = [p["batch_size"] for p in description["phases"]]
+    smaller = [size if isinstance(size, str) else max(1, size // divisor) for size in sizes]
+    phases = [p | {"batch_size": size} for p, size in zip(description["phases"], smaller, strict=True)]
+    return dict(description) | {"phases": phases}
+
+
 def _batch(described: int | str, own: int | str, reference: int) -> int | str:
     if isinstance(described, str):
         return described
