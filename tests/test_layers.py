@@ -7,7 +7,7 @@ import pytest
 
 ROWS = [
     {"errors"},
-    {"vector", "statistics"},
+    {"vector", "statistics", "curves"},
     {"records", "surface", "spectra", "theory"},
     {"contracts", "landscapes", "datasets", "models", "files"},
     {"stores"},

@@ -6,7 +6,7 @@ import copy
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -38,9 +38,14 @@ def undisturbed(device: torch.device, *, grad: bool) -> Generator[None, None, No
     """
     python, legacy = random.getstate(), np.random.get_state()  # ruff: ignore[numpy-legacy-random]  # the user's, saved to be restored
     devices = [device] if device.type == "cuda" else []
-    quiet = torch.autocast("cpu", enabled=False), torch.autocast(device.type, enabled=False)
+    casts = {kind for kind in ("cpu", device.type) if torch.is_autocast_enabled(kind)}
     try:
-        with torch.inference_mode(False), torch.random.fork_rng(devices), torch.set_grad_enabled(grad), quiet[0], quiet[1]:
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.random.fork_rng(devices))
+            stack.enter_context(torch.set_grad_enabled(grad))
+            for kind in casts:
+                stack.enter_context(torch.autocast(kind, enabled=False))
             yield
     finally:
         random.setstate(python)
