@@ -37,7 +37,7 @@ STEP_VARIABLES: dict[str, tuple[str, str]] = {
     "gradient_cosine": ("1", "cos(g_{t-1}, g_t)"),
     "update_norm": ("theta", "|d_t|"),
     "distance": ("theta", "|theta_t - theta_0|"),
-    "descent_residual": ("1", "|d_t + lr g_t| / |d_t|, lr of each parameter's own group"),
+    "descent_residual": ("1", "|d_t + lr g_t| / |d_t|, lr of each parameter's own group; where theta_t was kept"),
     "flags": ("1", "bit mask of what was unusual about the update"),
 }
 

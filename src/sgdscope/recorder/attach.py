@@ -42,8 +42,9 @@ class Recorder:
     they are when a point is read: when the optimizer's step starts, after the forward pass. With several optimizers an
     update ends with the step of the last one. Under torch.distributed only rank 0 records.
 
-    Cost: a few passes over theta an update (see `Scalars`); a snapshot is one more copy, written by a thread. Memory:
-    4 to 6 x P, and at most 256 MB of waiting snapshots.
+    Cost: a copy of theta an update in the loop and a few passes beside it (see `Scalars`); a snapshot is that copy, written
+    by a thread. Memory: 4 to 8 x P, and at most 256 MB of waiting snapshots. `descent_residual` is NaN for updates whose
+    first end is not kept, unless there are key frames.
 
     Args:
         path: of the run directory; None with ``store="memory"``.
@@ -250,7 +251,7 @@ class Recorder:
         for hook in self._hooks:
             hook.remove()
         errors: list[Exception] = []
-        for action in (self._complete, self._writer.close, *(self._closing(sink) for sink in self._live)):
+        for action in (self._complete, self._scalars.close, self._writer.close, *(self._closing(sink) for sink in self._live)):
             try:
                 action()
             except Exception as error:
@@ -328,7 +329,8 @@ class Recorder:
         opened = len(self._rows) - 1
         before = opened - 1 if opened else None
         lrs = self._rows[before].lrs if before is not None else ()
-        self._scalars.measure(finish=before, opened=opened, lrs=lrs, gradient=opened if self._at_once else None)
+        gradient = opened if self._at_once else None
+        self._scalars.measure(finish=before, opened=opened, lrs=lrs, gradient=gradient, residual=self._needs_residual())
         self._finished = opened
         wanted = self._points.wants(self._step) and self._step != self._last_point
         late = time.monotonic() - self._drained >= BLOCK_SECONDS
@@ -338,6 +340,10 @@ class Recorder:
             self._keep_point(self._step)
         if self._keyframes is not None and (record := self._keyframes(self._step)) is not None:
             self._keep(record)
+
+    def _needs_residual(self) -> bool:
+        """Whether the update that led here may be measured: its first end was kept, or can be rebuilt from key frames."""
+        return self._keyframes is not None or self._last_point == self._step - 1
 
     def _first_evaluation(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
         """The user's closure; its first evaluation is at theta_t and gives loss and gradient."""
@@ -408,7 +414,9 @@ class Recorder:
 
     def _keep_point(self, step: int) -> None:
         buffers = self._buffer_layout.pack(select_buffers(self._model)) if self._buffer_layout.names else torch.empty(0)
-        snapshot = Snapshot(step, cpu_vector(self._scalars.theta), cpu_vector(buffers))
+        shared = not self._live and self._scalars.device.type == "cpu"  # live sinks may do with their vector what they like
+        theta = self._scalars.give_theta() if shared else cpu_vector(self._scalars.theta)
+        snapshot = Snapshot(step, theta, cpu_vector(buffers))
         self._last_point = step
         self._points.spend(snapshot.theta.nbytes + snapshot.buffers.nbytes)
         self._writer.put(snapshot)
@@ -441,7 +449,8 @@ class Recorder:
                 self._scalars.read_point()
                 self._scalars.start_gradient()
                 last = len(self._rows) - 1
-                self._scalars.measure(finish=last, opened=None, lrs=self._rows[last].lrs, gradient=None)
+                lrs, residual = self._rows[last].lrs, self._needs_residual()
+                self._scalars.measure(finish=last, opened=None, lrs=lrs, gradient=None, residual=residual)
             self._finished = len(self._rows)
             self._drain()
             self._send()
