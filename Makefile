@@ -2,7 +2,7 @@
 PYTHON ?= python3
 DATA_DIR ?=
 BIN := .venv/bin
-DATA_OPTION := $(if $(DATA_DIR),--data-dir $(abspath $(DATA_DIR)),)
+DATA_OPTION := $(if $(DATA_DIR),--data-dir=$(abspath $(DATA_DIR)),)
 
 .PHONY: setup demo test lint types unit test-page soak bench clean
 
