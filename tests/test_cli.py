@@ -77,7 +77,7 @@ def test_run_measure_check_report(sgdscope, tmp_path):
     code, out, err = sgdscope("measure", "a", "valley", "motion", "--json")
     assert code == 0, err
     measured = json.loads(out)["measured"]
-    assert measured["valley"]["alpha_star"]["n"] == 12
+    assert measured["valley"]["loss_start"]["n"] == 12
     assert measured["valley"]["height"]["units"] == "loss"
     code, out, err = sgdscope("check", "W1", "--run", "a", "--json")
     assert code == 0, err
@@ -98,9 +98,11 @@ def test_wrong_use_exits_with_two_and_says_what_to_do(sgdscope, tmp_path):
     (tmp_path / "bad.toml").write_text(TINY.replace("lr = 0.2", "lr = -0.2"))
     code, _, err = sgdscope("run", "bad.toml")
     assert (code, "lr" in err, "-0.2" in err) == (2, True, True)
-    (tmp_path / "broken.toml").write_text(TINY + "\nname = = 3\n")
+    broken = TINY + "\nname = = 3\n"
+    (tmp_path / "broken.toml").write_text(broken)
     code, _, err = sgdscope("run", "broken.toml")
-    assert (code, "line 23" in err) == (2, True)
+    line = broken.split("\n").index("name = = 3") + 1
+    assert (code, f"line {line}," in err) == (2, True), err
     code, _, err = sgdscope("check", "W1", "--run", "a", "--surface", "json")
     assert code in {1, 2}
     assert "--surface" in err or "a" in err

@@ -94,7 +94,7 @@ def walk(recorder, model, optimizer, updates):
         (lambda step: step == 5, [0, 5, 6, 7]),
         (lambda step: False, [0, 7]),
     ],
-    ids=str,
+    ids=["every", "third", "bursts", "gaps", "logarithmic", "one", "none"],
 )
 def test_schedules_name_updates_and_both_ends_are_kept(schedule, points):
     model = network()
@@ -343,7 +343,7 @@ def test_a_live_sink_that_fails_stops_the_run_and_the_store_is_closed(tmp_path):
         ({"start_step": -1}, "start_step: expected an integer of at least 0 or None, got -1"),
         ({"parameters": "conv*"}, "the pattern 'conv\\*' matches none"),
         ({"settings": {"f": print}}, "settings: expected JSON types"),
-        ({"store": "zarr"}, "path: the store 'zarr' needs a directory, got None"),
+        ({"store": "zarr"}, "path: ZarrStore needs a directory, got None"),
     ],
 )
 def test_wrong_arguments_are_named(options, message):

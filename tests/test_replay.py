@@ -261,8 +261,10 @@ def test_batches_larger_than_the_data_are_refused(tmp_path):
         run(experiment([PLAIN | {"betas": [0.9, 0.9]}]), tmp_path / "b")
     with pytest.raises(ArgumentError, match=r"model\.widths: the model 'mlp' has no such option; it takes hidden"):
         run(experiment(model={"name": "mlp", "widths": [3]}), tmp_path / "c")
-    with pytest.raises(ArgumentError, match=r"size: expected 1\.\.150"):
-        surface_of(experiment(), size=151)
+    with pytest.raises(ArgumentError, match="size: expected at least 2 examples or None for all, got 1"):
+        surface_of(experiment(), size=1)
+    assert surface_of(experiment(), size=70).fingerprint()["examples"] == 70
+    assert surface_of(experiment(), size=151).fingerprint()["examples"] == 150
 
 
 def test_the_examples_are_valid():

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +11,7 @@ import joblib
 import torch
 from torch import nn
 
-from sgdscope.contracts import StoreEntry, stores
+from sgdscope.contracts import StoreEntry
 from sgdscope.datasets import Dataset
 from sgdscope.errors import ArgumentError, NotAvailableError, StoreError
 from sgdscope.experiment.description import Bursts, Every, Experiment
@@ -24,6 +23,7 @@ from sgdscope.stores.zarr import ZarrStore
 from sgdscope.surface import LossSurface
 
 Progress = Callable[[str, float], None]
+SUBSET = 8192  # examples of the evaluation set: a fixed subset of 2048-8192 is the protocol proposed for the walk
 
 
 def schedule(experiment: Experiment) -> Callable[[int], bool]:
@@ -187,20 +187,20 @@ def recorded(loop: Loop, path: Path, resumed: int | None = None) -> Generator[in
     experiment = loop.experiment
     named = FirstAndLast() if experiment.record.mode == "replay" else schedule(experiment)
     frames: dict[int, Record] = {}  # taken before the forward pass; the recorder asks when the optimizer steps
-    with _store_for(resumed) as store:
-        recorder = Recorder(
-            path,
-            loop.model,
-            loop.optimizer,
-            loss=loop.loss,
-            snapshots=named,
-            resume="error" if resumed is None else "append",
-            start_step=resumed,
-            budget=_bytes(loop, named),
-            settings=settings(experiment, loop),
-            store=store,
-            keyframes=lambda step: frames.pop(step, None),
-        )
+    continued = StoreEntry(_Continued, frozenset({"persistent"}))
+    recorder = Recorder(
+        path,
+        loop.model,
+        loop.optimizer,
+        loss=loop.loss,
+        snapshots=named,
+        resume="error" if resumed is None else "append",
+        start_step=resumed,
+        budget=_bytes(loop, named),
+        settings=settings(experiment, loop),
+        store=continued if resumed else "zarr",
+        keyframes=lambda step: frames.pop(step, None),
+    )
     with recorder:
         for step in range(loop.step, loop.total):
             if step % experiment.record.keyframes == 0 and step != (resumed or None):
@@ -255,20 +255,6 @@ class _Continued(ZarrStore):
     def write_snapshot(self, snapshot: Snapshot) -> None:
         if snapshot.step > self._kept:
             super().write_snapshot(snapshot)
-
-
-@contextmanager
-def _store_for(resumed: int | None) -> Generator[str]:
-    """The name of the store for the recorder; that of a resumed run is in the catalogue only while it is asked for."""
-    if not resumed:
-        yield "zarr"
-        return
-    name = f"zarr, continued {uuid.uuid4().hex}"
-    stores.add(name, StoreEntry(_Continued, frozenset()))
-    try:
-        yield name
-    finally:
-        stores._entries.pop(name)
 
 
 # --- many runs ---------------------------------------------------------------------------------------------------------------
@@ -330,16 +316,16 @@ def surface_of(
     experiment: Experiment,
     data_dir: str | Path | None = None,
     *,
-    size: int | None = None,
+    size: int | None = SUBSET,
     batchnorm: Literal["eval", "batch", "recalibrate"] = "eval",
     dtype: torch.dtype | None = None,
 ) -> LossSurface:
-    """The loss of an experiment on its training set.
+    """The loss of an experiment on its training set, or on a fixed part of a large one.
 
     Args:
         experiment: the description.
         data_dir: folder of the real data files.
-        size: the first so many examples; all if None.
+        size: at most the first so many examples; all if None. The fingerprint says how many they are.
         batchnorm: see `LossSurface`.
         dtype: in which the surface is evaluated; the model's own if None.
 
@@ -347,9 +333,9 @@ def surface_of(
         The surface.
 
     Raises:
-        ArgumentError: size is not in 1..N.
+        ArgumentError: size is not at least 2.
     """
+    if size is not None and size < 2:
+        raise ArgumentError(f"size: expected at least 2 examples or None for all, got {size}")
     model, loss, data = parts(experiment, data_dir)
-    if size is not None and not 1 <= size <= len(data.x):
-        raise ArgumentError(f"size: expected 1..{len(data.x)}, the training examples, got {size}")
     return LossSurface(model, loss, (data.x[:size], data.y[:size]), batchnorm=batchnorm, dtype=dtype)

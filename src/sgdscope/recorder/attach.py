@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sgdscope.contracts import Store, stores
+from sgdscope.contracts import Store, StoreEntry, stores
 from sgdscope.errors import ArgumentError, RecorderError
-from sgdscope.recorder.construction import Groups, Points, check_disk, describe, find_run, optimizer_list
+from sgdscope.recorder.construction import Groups, Points, check_disk, describe, find_run, keep_measured, optimizer_list
 from sgdscope.recorder.quiet import same_randomness, unseen
 from sgdscope.recorder.rows import Row, block_of, merge
 from sgdscope.recorder.scalars import FOUND_INF, LOSS, ROWS, Scalars
@@ -61,7 +61,7 @@ class Recorder:
         start_step: number of the first update; None for 0, or for the update after the last row that was kept.
         budget: bytes for snapshots, batches and key frames; when it is used up only scalars go on.
         settings: JSON types, kept with the run.
-        store: name of the store.
+        store: name of the store, or an entry of one's own.
         keyframes: asked before every update for a record to be kept.
 
     Raises:
@@ -84,10 +84,11 @@ class Recorder:
         start_step: int | None = None,
         budget: str | int | float = "2 GB",
         settings: Mapping[str, Any] | None = None,
-        store: str = "zarr",
+        store: str | StoreEntry = "zarr",
         keyframes: Callable[[int], Record | None] | None = None,
     ) -> None:
-        _check_arguments(path, loss, snapshots, batches, resume, start_step, store, keyframes)
+        entry = stores[store] if isinstance(store, str) else store
+        _check_arguments(path, loss, snapshots, batches, resume, start_step, entry, keyframes)
         named = select_parameters(model, parameters)
         self._optimizers = optimizer_list(optimizer, named)
         self._loss, self._keyframes, self._live = loss, keyframes, list(live)
@@ -109,13 +110,13 @@ class Recorder:
         described = describe(self._model, self._optimizers, in_words(schedule), settings)
         described |= {"budget_bytes": allowed, "expected_bytes": self.expected_bytes}
         self._header = Header(layout, self._buffer_layout, json.loads(json.dumps(described)))
-        check_disk(path, store, self.expected_bytes)
+        check_disk(path, entry, self.expected_bytes)
         log.info("snapshots: %s; at most %.3g GB expected", in_words(schedule), self.expected_bytes / 1e9)
         with unseen(self._params[0].device):
-            self._attach(path, store, resume, start_step)
+            self._attach(path, entry, resume, start_step)
 
-    def _attach(self, path: Any, store: str, resume: str, start_step: int | None) -> None:
-        kind = stores[store].cls
+    def _attach(self, path: Any, entry: StoreEntry, resume: str, start_step: int | None) -> None:
+        self._path, kind = path, entry.cls
         run, start = find_run(kind, path, resume, start_step)
         self._groups = Groups(self._optimizers, self._params)
         self._scalars = Scalars(self._params, self._header.layout, self._groups.of_param)
@@ -134,7 +135,7 @@ class Recorder:
                 sink.begin(self._header)
         self.store = kind(path, resume=resume, start_step=start if run is not None else start_step)
         self.store.begin(self._header)
-        self._writer = Writer(self.store, f"the {store} store")
+        self._writer = Writer(self.store, f"the {kind.__name__}")
         self._scalars.read_point()
         first = self._scalars.theta
         if run is not None and len(run.snapshot_steps) and int(run.snapshot_steps[0]) < start:
@@ -251,7 +252,8 @@ class Recorder:
         for hook in self._hooks:
             hook.remove()
         errors: list[Exception] = []
-        for action in (self._complete, self._scalars.close, self._writer.close, *(self._closing(sink) for sink in self._live)):
+        sinks = [self._closing(sink) for sink in self._live]
+        for action in (self._complete, self._scalars.close, self._writer.close, *sinks, self._keep_measured):
             try:
                 action()
             except Exception as error:
@@ -261,6 +263,10 @@ class Recorder:
                 errors[0].add_note(f"and then: {extra}")
         if errors:
             raise errors[0]
+
+    def _keep_measured(self) -> None:
+        if isinstance(self._path, str | Path):
+            keep_measured(type(self.store), self._path, self._live)
 
     def __enter__(self) -> Self:
         """The recorder itself; it attached when it was made."""
@@ -471,7 +477,7 @@ def _is_recording_rank() -> bool:
 
 
 def _check_arguments(
-    path: Any, loss: Any, snapshots: Any, batches: str, resume: str, start_step: int | None, store: str, keyframes: Any
+    path: Any, loss: Any, snapshots: Any, batches: str, resume: str, start_step: int | None, store: StoreEntry, keyframes: Any
 ) -> None:
     for name, value in (("loss", loss), ("snapshots", snapshots), ("keyframes", keyframes)):
         if value is not None and not callable(value):
@@ -482,5 +488,5 @@ def _check_arguments(
         raise ArgumentError(f"resume: expected 'error' or 'append', got {resume!r}")
     if start_step is not None and (isinstance(start_step, bool) or not isinstance(start_step, int) or start_step < 0):
         raise ArgumentError(f"start_step: expected an integer of at least 0 or None, got {start_step!r}")
-    if path is None and "persistent" in stores[store].capabilities:
-        raise ArgumentError(f"path: the store '{store}' needs a directory, got None; pass a path, or store='memory'")
+    if path is None and "persistent" in store.capabilities:
+        raise ArgumentError(f"path: {store.cls.__name__} needs a directory, got None; pass a path, or store='memory'")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sgdscope import __version__
-from sgdscope.contracts import stores
+from sgdscope.contracts import StoreEntry
 from sgdscope.errors import ArgumentError, StoreError
 from sgdscope.recorder.schedules import Counting
 from sgdscope.records import SCHEMA_VERSION, Trajectory
@@ -211,18 +211,18 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def check_disk(path: Any, store: str, expected: int) -> None:
+def check_disk(path: Any, store: StoreEntry, expected: int) -> None:
     """Hold the bytes expected against the free disk space.
 
     Args:
         path: of the run; None keeps nothing on disk.
-        store: name of the store.
+        store: of the run.
         expected: bytes.
 
     Raises:
         ArgumentError: they do not fit.
     """
-    if not isinstance(path, str | Path) or "persistent" not in stores[store].capabilities:
+    if not isinstance(path, str | Path) or "persistent" not in store.capabilities:
         return
     place = Path(path).absolute()
     while not place.exists():
@@ -233,3 +233,16 @@ def check_disk(path: Any, store: str, expected: int) -> None:
             f"budget: the snapshots may take {expected / 1e9:.3g} GB and {place} has {free / 1e9:.3g} GB left; "
             "pass a smaller budget=, fewer snapshots, or a path on another disk"
         )
+
+
+def keep_measured(store: type[Any], path: Any, live: Sequence[Any]) -> None:
+    """Keep with the run what live sinks measured; a sink that measures has a `name` and `measured`.
+
+    Args:
+        store: class of the store.
+        path: of the run.
+        live: the sinks, closed.
+    """
+    for sink in live:
+        if hasattr(sink, "measured") and hasattr(sink, "name"):
+            store.write_measurement(path, sink.name, sink.measured)
