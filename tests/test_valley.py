@@ -10,7 +10,9 @@ from scipy.linalg import solve_discrete_lyapunov
 from sgdscope.errors import ArgumentError, NotAvailableError, Outcome
 from sgdscope.landscapes import DoubleWell, Noisy, NoisyQuadratic, Quadratic, Ravine, River, walk
 from sgdscope.quantities.valley import valley
+from sgdscope.recorder import Recorder, every
 from sgdscope.records import Header, Line, Snapshot, Trajectory, steps_dataset
+from sgdscope.surface import LossSurface
 from sgdscope.vector import Layout
 
 F64 = torch.float64
@@ -363,3 +365,134 @@ def test_options_out_of_range_are_refused(options, message):
 def test_a_surface_is_needed():
     with pytest.raises(ArgumentError, match="surface: the valley is measured on a loss surface"):
         valley(through(vector(1.0), vector(0.5)), None)
+
+
+def noise(*shape, seed, dtype=F64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def cross_entropy(model, batch):
+    return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def recorded(dtype, *, lr=0.1, momentum=0.0, updates=8):
+    """A small smooth network trained under the recorder, batches kept; its surface and the batches beside it."""
+    x, y = noise(64, 5, seed=3, dtype=dtype), torch.randint(3, (64,), generator=torch.Generator().manual_seed(4))
+    model = torch.nn.Sequential(torch.nn.Linear(5, 7, dtype=dtype), torch.nn.Tanh(), torch.nn.Linear(7, 3, dtype=dtype))
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters()):
+            parameter.copy_(0.6 * noise(*parameter.shape, seed=10 + number, dtype=dtype))
+    surface = LossSurface(model, cross_entropy, (x, y))
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
+    generator, batches = torch.Generator().manual_seed(7), []
+    with Recorder(None, model, optimizer, loss=cross_entropy, snapshots=every(1), batches="bursts", store="memory") as recorder:
+        for _ in range(updates):
+            rows = torch.randint(64, (9,), generator=generator)
+            batches.append((x[rows], y[rows]))
+            optimizer.zero_grad()
+            recorder.loss(model, batches[-1]).backward()
+            optimizer.step()
+    return recorder.store.trajectory(), surface, model, batches
+
+
+def exact_sharpness(model, layout, theta, batch):
+    """g'Hg / |g|^2 of the batch loss, by a Hessian product."""
+
+    def loss(point):
+        logits = torch.func.functional_call(model, layout.unpack(point), (batch[0],))
+        return torch.nn.functional.cross_entropy(logits, batch[1])
+
+    gradient = torch.autograd.functional.jacobian(loss, theta)
+    product = torch.autograd.functional.hvp(loss, theta, gradient)[1]
+    return float(gradient @ product / (gradient @ gradient))
+
+
+def test_batch_sharpness_of_a_recorded_network_equals_hessian_products_to_the_step():
+    gaps = []
+    for lr in (0.08, 0.04, 0.02):
+        trajectory, surface, model, batches = recorded(F64, lr=lr)
+        found = valley(trajectory, surface, curve=False)
+        assert (found["own_batch"] == 0).all()
+        layout = trajectory.header.layout
+        exact = [exact_sharpness(model, layout, trajectory.theta(t), batch) for t, batch in enumerate(batches)]
+        secant = -2 * found["a2_batch"].values / found["a1_batch"].values / lr
+        assert float(found["eta_batch_sharpness"][0]) == pytest.approx(lr * secant.mean(), rel=1e-12)
+        gaps.append(secant[0] / exact[0] - 1)  # the first update: one point and one batch for each lr
+        assert float(found["eta_batch_sharpness"][0]) == pytest.approx(lr * np.mean(exact), rel=0.15)
+        assert float(found["batch_sharpness"][0]) == pytest.approx(np.mean(exact), rel=2 * lr)
+    assert abs(gaps[0]) > 1e-4
+    assert gaps[0] / gaps[1] == pytest.approx(2, abs=0.2)
+    assert gaps[1] / gaps[2] == pytest.approx(2, abs=0.1)
+
+
+def test_own_batches_recorded_in_float32():
+    trajectory, surface, _, _ = recorded(torch.float32)
+    plain = valley(trajectory, surface, curve=False)
+    assert (plain["own_batch"] == 0).all()
+    assert (plain["a2_batch_outcome"] == Outcome.ok).all()
+    assert int(plain["eta_batch_sharpness_outcome"][0]) == Outcome.ok
+    precise = valley(recorded(F64)[0], recorded(F64)[1], curve=False)
+    assert np.isfinite(precise["eta_batch_sharpness"]).all()
+    trajectory, surface, _, _ = recorded(torch.float32, momentum=0.9)
+    heavy = valley(trajectory, surface, curve=False)
+    assert (heavy["own_batch"].values[1:] == 2).all()
+    assert (heavy["a2_batch_outcome"].values[1:] == Outcome.not_applicable).all()
+    assert int(heavy["eta_gni_outcome"][0]) == Outcome.not_applicable
+
+
+def test_running_statistics_are_interpolated_along_the_update():
+    """Slow route: BatchNorm written out, with the statistics (1 - alpha) b_0 + alpha b_1."""
+    x, y = noise(40, 4, seed=1), torch.randint(3, (40,), generator=torch.Generator().manual_seed(2))
+    linear, head = torch.nn.Linear(4, 6, dtype=F64), torch.nn.Linear(6, 3, dtype=F64)
+    model = torch.nn.Sequential(linear, torch.nn.BatchNorm1d(6, dtype=F64), torch.nn.Tanh(), head)
+    surface = LossSurface(model, cross_entropy, (x, y), batchnorm="eval")
+    layout, statistics = surface.layout, Layout.of(dict(model.named_buffers()))
+    points = [noise(layout.size, seed=20 + t) * 0.7 for t in range(3)]
+    kept = [
+        {
+            "1.running_mean": 0.5 * noise(6, seed=30 + t),
+            "1.running_var": 0.4 + noise(6, seed=40 + t) ** 2,
+            "1.num_batches_tracked": torch.tensor(5 + t),
+        }
+        for t in range(3)
+    ]
+    trajectory = Trajectory(
+        Header(layout, statistics, {}),
+        lambda: steps_dataset(np.zeros(0, np.int64), {}),
+        np.arange(3),
+        lambda step: Snapshot(step, points[step].clone(), statistics.pack(kept[step])),
+    )
+
+    def slow(t, alpha):
+        part = layout.unpack((1 - alpha) * points[t] + alpha * points[t + 1])
+        mean, var = ((1 - alpha) * kept[t][f"1.running_{n}"] + alpha * kept[t + 1][f"1.running_{n}"] for n in ("mean", "var"))
+        hidden = (x @ part["0.weight"].T + part["0.bias"] - mean) / torch.sqrt(var + 1e-5)
+        logits = torch.tanh(hidden * part["1.weight"] + part["1.bias"]) @ part["3.weight"].T + part["3.bias"]
+        return -float(torch.log_softmax(logits, 1)[torch.arange(40), y].mean())
+
+    found = valley(trajectory, surface, tolerance=0)
+    for t in range(2):
+        truth = [slow(t, a) for a in found["alpha"].values]
+        assert found["curve"].values[t] == pytest.approx(truth, rel=1e-10)
+        assert float(found["a2"][t]) == pytest.approx(2 * truth[0] - 4 * truth[5] + 2 * truth[10], rel=1e-8)
+        assert float(found["loss_end"][t]) == pytest.approx(truth[10], rel=1e-10)
+
+
+def test_kinks_of_a_relu_network_stay_within_the_tolerance():
+    """The error estimate covers the error, and fits that fail turn into evaluations."""
+    x, y = noise(400, 6, seed=5), torch.randint(3, (400,), generator=torch.Generator().manual_seed(6))
+    model = torch.nn.Sequential(torch.nn.Linear(6, 20, dtype=F64), torch.nn.ReLU(), torch.nn.Linear(20, 3, dtype=F64))
+    surface = LossSurface(model, lambda m, b: torch.nn.functional.cross_entropy(m(b[0]), b[1], reduction="none"), (x, y))
+    for lr, few in ((0.5, True), (2.0, False)):
+        points = [noise(surface.layout.size, seed=8) * 0.6]
+        for _ in range(12):
+            points.append(points[-1] - lr * surface.value_and_grad(points[-1])[1])
+        trajectory = replace(through(*points), header=Header(surface.layout, Layout((), (), ()), {}))
+        found, exact = (valley(trajectory, surface, tolerance=t) for t in (1e-3, 0))
+        gaps = np.abs(found["curve"].values - exact["curve"].values).max(1)
+        assert (gaps <= 1e-3 * np.ptp(exact["curve"].values, axis=1)).all()
+        assert bool((found["curve_error"].values > 0).mean() > 0.5) == few
+        if few:
+            assert 0 < gaps.max() <= 1.5 * found["curve_error"].values[gaps.argmax()]
+        else:
+            assert found["curve_points"].values.mean() <= 12  # two extra nodes at each failed fit, which become rare
