@@ -542,7 +542,7 @@ def test_fingerprint():
     surface = LossSurface(trained(mlp(), torch.float32), mean_loss, batches(torch.float32))
     mark = surface.fingerprint()
     assert mark | {"data": ""} == {
-        "examples": N, "batches": 3, "batch_size": 7, "data": "", "batchnorm": "eval", "dtype": "float32", "weight_decay": 0.0,
+        "examples": N, "batches": 3, "batch_size": 7, "data": "", "batchnorm": "none", "dtype": "float32", "weight_decay": 0.0,
         "per_example": "vmap", "parameters": 83, "loss": "mean_loss", "proof": "float64", "memory_format": "contiguous",
     }  # fmt: skip
     assert len(mark["data"]) == 32

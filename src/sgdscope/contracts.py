@@ -412,7 +412,7 @@ class Verdict:
     n: int
     threshold: float
     reason: str
-    regime: Mapping[str, float] = field(default_factory=dict)
+    regime: Mapping[str, float | str] = field(default_factory=dict)
     smallest_p: float | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 

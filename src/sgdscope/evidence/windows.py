@@ -23,7 +23,6 @@ from sgdscope.records import Surface, Trajectory
 UPDATES = 60  # A Walk with SGD specification, section 5: statistics on windows of at least 60 consecutive updates
 NOISE = 3.0  # section 11: not in regime below 3 x the noise floor of the evaluation
 LOSS_SHARE = 0.05  # section 11 asks for a set share of the initial loss; 5 % chosen before any run (digits start at 2.3)
-BATCHNORM = {"none": 0.0, "eval": 1.0, "batch": 2.0, "recalibrate": 3.0}  # codes of the regime's "batchnorm"
 
 
 @dataclass(frozen=True)
@@ -220,20 +219,22 @@ def full_batch(run: Evidence) -> bool:
     return examples is not None and bool(np.isfinite(sizes).any()) and bool(np.nanmin(sizes) >= float(examples))
 
 
-def regime(windows: Sequence[Window]) -> dict[str, float]:
-    """Where runs lie on the map: means over windows.
+def regime(windows: Sequence[Window]) -> dict[str, float | str]:
+    """Where runs lie on the map: means over windows, and how BatchNorm was evaluated.
 
     Args:
         windows: of all runs.
 
     Returns:
-        eta_gni, eta_batch_sharpness, training_loss, loss_share, height_over_noise and batchnorm (a code of `BATCHNORM`).
+        eta_gni, eta_batch_sharpness, training_loss, loss_share, height_over_noise; batchnorm, a mode or "none".
     """
     names = {"eta_gni": "eta_gni", "eta_batch_sharpness": "eta_batch_sharpness", "training_loss": "loss", "loss_share": "share"}
-    told = {name: mean_finite([getattr(w, attribute) for w in windows]) for name, attribute in names.items()}
+    told: dict[str, float | str] = {
+        name: mean_finite([getattr(w, attribute) for w in windows]) for name, attribute in names.items()
+    }
     told["height_over_noise"] = mean_finite([w.height / w.noise_floor if w.noise_floor > 0 else nan for w in windows])
-    mode = str(fingerprint(windows[0].run).get("batchnorm", "")) if windows else ""
-    return told | {"batchnorm": BATCHNORM.get(mode, nan)}
+    mode = str(fingerprint(windows[0].run).get("batchnorm", "none")) if windows else "none"
+    return told | {"batchnorm": mode}
 
 
 def mean_finite(values: Sequence[float]) -> float:

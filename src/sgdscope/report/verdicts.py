@@ -39,7 +39,9 @@ def verdict_section(verdicts: Sequence[AnyVerdict]) -> str:
 
 def _verdict_row(verdict: Mapping[str, Any]) -> str:
     low, high = (verdict.get("interval") or (None, None))[:2]
-    regime = ", ".join(f"{safe(k)} {number(v)}" for k, v in (verdict.get("regime") or {}).items())
+    regime = ", ".join(
+        f"{safe(k)} {safe(v) if isinstance(v, str) else number(v)}" for k, v in (verdict.get("regime") or {}).items()
+    )
     claim = str(verdict["claim"])
     told = [f"<strong>{safe(claim)}</strong> {safe(_claim_sentence(claim))}"]
     run = (verdict.get("details") or {}).get("run")

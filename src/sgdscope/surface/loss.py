@@ -388,7 +388,7 @@ class LossSurface:
 
         Returns:
             JSON types: ``examples`` (None where they cannot be counted), ``batches``, ``batch_size`` (the largest), ``data``
-            (xxh3 of all tensors), ``batchnorm``, ``dtype``, ``weight_decay``, ``per_example``, ``parameters`` (P),
+            (xxh3 of all tensors), ``batchnorm`` ("none" without such layers), ``dtype``, ``weight_decay``, ``per_example``, ``parameters`` (P),
             ``loss`` (its name), ``proof`` (in which precision the gradient was proved at construction),
             ``memory_format`` (of 2-D convolutions).
         """
@@ -399,7 +399,7 @@ class LossSurface:
             "batches": sum(self._gather(len(self._batches.items))),
             "batch_size": max((size for size in self._batches.sizes if size is not None), default=None),
             "data": self._hash,
-            "batchnorm": self._batchnorm,
+            "batchnorm": self._batchnorm if self._net.normalised else "none",
             "dtype": "+".join(sorted(set(self.layout.dtypes))),
             "weight_decay": self._decay,
             "per_example": self.per_example,
