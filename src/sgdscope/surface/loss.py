@@ -388,7 +388,8 @@ class LossSurface:
 
         Returns:
             JSON types: ``examples`` (None where they cannot be counted), ``batches``, ``batch_size`` (the largest), ``data``
-            (xxh3 of all tensors), ``batchnorm`` ("none" without such layers), ``dtype``, ``weight_decay``, ``per_example``, ``parameters`` (P),
+            (xxh3 of all tensors), ``batchnorm`` ("none" without such layers), ``dtype``, ``weight_decay``, ``per_example``,
+            ``parameters`` (P),
             ``loss`` (its name), ``proof`` (in which precision the gradient was proved at construction),
             ``memory_format`` (of 2-D convolutions).
         """
