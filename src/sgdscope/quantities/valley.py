@@ -131,8 +131,8 @@ def valley(
     coefficients c_0..c_n. Error e = max(decay, kinks): decay = E q / (1 - q), E = max(|c_{n-1}|, |c_n|), q = E / max(|c_{n-3}|,
     |c_{n-2}|), infinite for q >= 1/2. Kinks (ReLU) do not show in it: K sqrt(sum_m w_m^2 (c_{n-1,m}^2 + c_{n,m}^2)) over the
     curves of M >= 30 examples (batches), K = 2 (n = 4), 5 (n = 8); without them 2 x the residual at one further alpha (in
-    turn) of each fit, or 0.8 of the one before. Accepted if e <= tolerance x range (or 2 r), and neither the sign of the barrier nor
-    convexity hangs on e; else each alpha is evaluated and e = 0, at once for the next 1, 3, 7, 15 updates of the window after
+    turn) of each fit, or 0.8 of the one before. Accepted if e <= tolerance x range (or 2 r), and neither the sign of the
+    barrier nor convexity hangs on e; else each alpha is evaluated and e = 0, at once for the next 1, 3, 7, 15 updates of the window after
     1, 2, 3, 4 failures in a row. A feature narrower than the spacing and absent from all nodes is seen only where one looks:
     tolerance=0 evaluates each alpha everywhere.
 
