@@ -132,9 +132,9 @@ def valley(
     |c_{n-2}|), infinite for q >= 1/2. Kinks (ReLU) do not show in it: K sqrt(sum_m w_m^2 (c_{n-1,m}^2 + c_{n,m}^2)) over the
     curves of M >= 30 examples (batches), K = 2 (n = 4), 5 (n = 8); without them 2 x the residual at one further alpha (in
     turn) of each fit, or 0.8 of the one before. Accepted if e <= tolerance x range (or 2 r), and neither the sign of the
-    barrier nor convexity hangs on e; else each alpha is evaluated and e = 0, at once for the next 1, 3, 7, 15 updates of the window after
-    1, 2, 3, 4 failures in a row. A feature narrower than the spacing and absent from all nodes is seen only where one looks:
-    tolerance=0 evaluates each alpha everywhere.
+    barrier nor convexity hangs on e; else each alpha is evaluated and e = 0, at once for the next 1, 3, 7, 15 updates of
+    the window after 1, 2, 3, 4 failures in a row. A feature narrower than the spacing and absent from all nodes is seen only
+    where one looks: tolerance=0 evaluates each alpha everywhere.
 
     Own batch: the parabola on `surface.on_batch(batch)`, training mode. -2 a2_B / a1_B = lr g'H_B g / |g|^2 in its secant
     form, if |d + lr g| / |d| <= 1e-6 + eps |theta| / |d| (rounding of theta) and phi_B(0) is the recorded loss to 1e-5
