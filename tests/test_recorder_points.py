@@ -434,3 +434,21 @@ def test_a_block_can_be_put_while_the_queue_is_full():
     gate.opened.set()
     writer.close()
     assert ("steps", [0]) in gate.order
+
+
+def test_going_on_never_joins_points_that_no_step_joined(tmp_path):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recorder(tmp_path / "run", model, optimizer, loss=loss, snapshots=every(1)) as recorder:
+        points = loop(model, optimizer, recorder, batches(6))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.5)
+    with pytest.raises(ArgumentError, match="start_step: the model does not stand at update 6 of the recorded run"):
+        Recorder(tmp_path / "run", model, optimizer, loss=loss, snapshots=every(1), resume="append")
+    assert torch.equal(ZarrStore.read(tmp_path / "run").theta(6), points[6])
+    with Recorder(tmp_path / "run", model, optimizer, loss=loss, snapshots=every(1), resume="append", start_step=9) as recorder:
+        loop(model, optimizer, recorder, batches(2))
+    stored = ZarrStore.read(tmp_path / "run")
+    assert stored.snapshot_steps.tolist() == [0, 1, 2, 3, 4, 5, 6, 10, 11]
+    assert stored.steps["step"].values.tolist() == [0, 1, 2, 3, 4, 5, 9, 10]

@@ -28,10 +28,12 @@ from sgdscope.evidence.windows import (
     decide,
     finite,
     full_batch,
+    left_out,
     mean_finite,
     regime,
     trend,
     weakest,
+    windows_of,
     without,
 )
 
@@ -78,7 +80,10 @@ def convex(runs: Sequence[Evidence]) -> Verdict:
     share, interval = statistics.share_interval(flags)
     fit, _, around = statistics.block_bootstrap(r2, np.median)
     verdict = weakest([decide(interval, CONVEX_SHARE), decide(around, PARABOLA_R2)])
-    reason = f"{share:.1%} of {len(flags)} updates are convex within their error; a parabola explains a median of {fit:.4f}"
+    reason = (
+        f"{share:.1%} of {len(flags)} updates are convex within their error; a parabola explains a median of {fit:.4f}"
+        + left_out(runs, found)
+    )
     details = {"median_r2": fit, "median_r2_interval": list(around)} | _runs(found)
     return Verdict("W1", verdict, share, interval, len(flags), CONVEX_SHARE, reason, regime(found), None, details)
 
@@ -107,8 +112,13 @@ def floor_between(runs: Sequence[Evidence]) -> Verdict:
     clear = [decide(i, INTERIOR) for _, i in shares]
     many = {answer: clear.count(answer) for answer in ("supported", "contradicted")}
     verdict = next((a for a in many if 2 * many[a] > len(shares)), "undecided")
+    if 2 * len(found) < sum(len(windows_of(run)) for run in runs):
+        verdict = "undecided"  # what is left is not most of the training
     above = many["supported"]
-    reason = f"the floor lies inside {share:.1%} of the updates (median of {len(shares)} windows, {above} clearly above half)"
+    reason = (
+        f"the floor lies inside {share:.1%} of the updates (median of {len(shares)} windows, {above} clearly above half)"
+        + left_out(runs, found)
+    )
     details = {"windows": [[w.first, s] for w, (s, _) in zip(found, shares, strict=False)]} | _runs(found)
     return Verdict("W2", verdict, share, (low, high), len(shares), INTERIOR, reason, regime(found), None, details)  # type: ignore[arg-type]  # a key of a literal dict
 
@@ -135,6 +145,7 @@ def opposed(runs: Sequence[Evidence]) -> Verdict:
     mean, _, interval = statistics.block_bootstrap(cosines)
     share = float((cosines < 0).mean())
     reason = f"the mean cosine is {mean:.3f} over {len(cosines)} updates; {share:.1%} are negative"
+    reason += left_out(runs, found)
     details = {"share_negative": share, "predicted": mean_finite([w.at("gradient_cosine_predicted", "motion") for w in found])}
     details |= _runs(found)
     return Verdict(
@@ -166,7 +177,9 @@ def at_height(runs: Sequence[Evidence]) -> Verdict:
     mean, _, interval = statistics.block_bootstrap(walls)
     height, loss = float(np.mean([w.height for w in found])), float(np.nanmean([w.loss for w in found]))
     of = f"{height / loss:.2%} of the loss"
-    reason = f"the lower wall is {mean:.3g} high (threshold {floor:.2g}); both on average {height:.3g}, {of}"
+    reason = f"the lower wall is {mean:.3g} high (threshold {floor:.2g}); both on average {height:.3g}, {of}" + left_out(
+        runs, found
+    )
     details = {"mean_height": height, "height_over_loss": height / loss} | _runs(found)
     return Verdict("W4", decide(interval, floor), mean, interval, len(walls), floor, reason, regime(found), None, details)
 
@@ -192,6 +205,7 @@ def few_barriers(runs: Sequence[Evidence]) -> Verdict:
         return without("W11", "undecided", RARE, f"{len(flags)} updates have a curve, at least {UPDATES} are needed", found)
     share, interval = statistics.share_interval(flags)
     reason = f"{int(flags.sum())} of {len(flags)} updates cross a barrier"
+    reason += left_out(runs, found)
     return Verdict(
         "W11", decide(interval, RARE, above=False), share, interval, len(flags), RARE, reason, regime(found), None, _runs(found)
     )

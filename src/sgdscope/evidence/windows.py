@@ -321,6 +321,20 @@ def applicable(
     return every, without(claim, "not in regime", threshold, reason, every)
 
 
+def left_out(runs: Sequence[Evidence], kept: Sequence[Window]) -> str:
+    """Say how many windows a verdict leaves out, with a semicolon before it; empty if none.
+
+    Args:
+        runs: the evidence.
+        kept: the windows in which the claim applies.
+
+    Returns:
+        A clause.
+    """
+    total = sum(len(windows_of(run)) for run in runs)
+    return f"; {total - len(kept)} of {total} windows are out of regime and left out" if total > len(kept) else ""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One run of a sweep, by its settings, with its last whole window."""

@@ -199,7 +199,7 @@ def _predicted_cosine(figure: go.Figure, motion: xr.Dataset | None, window: tupl
         return
     hit = np.flatnonzero(np.asarray(motion["window_first"].values) == window[0])
     predicted = float(motion["gradient_cosine_predicted"].values[hit[0]]) if len(hit) else np.nan
-    if np.isfinite(predicted):
+    if -1 <= predicted <= 1:  # far from stationary the law predicts what no cosine can be
         trace = go.Scatter(
             x=[window[0], window[1]],
             y=[predicted, predicted],

@@ -18,7 +18,16 @@ from torch.optim import Optimizer
 
 from sgdscope.contracts import Store, StoreEntry, stores
 from sgdscope.errors import ArgumentError, RecorderError
-from sgdscope.recorder.construction import Groups, Points, check_disk, describe, find_run, keep_measured, optimizer_list
+from sgdscope.recorder.construction import (
+    Groups,
+    Points,
+    check_disk,
+    describe,
+    find_run,
+    keep_measured,
+    optimizer_list,
+    stands_at,
+)
 from sgdscope.recorder.quiet import same_randomness, unseen
 from sgdscope.recorder.rows import Row, block_of, merge
 from sgdscope.recorder.scalars import FOUND_INF, LOSS, ROWS, Scalars
@@ -120,6 +129,8 @@ class Recorder:
         run, start = find_run(kind, path, resume, start_step)
         self._groups = Groups(self._optimizers, self._params)
         self._scalars = Scalars(self._params, self._header.layout, self._groups.of_param)
+        self._scalars.read_point()
+        known = run is None or stands_at(run, start, self._header.layout, self._scalars.theta)
         self._pending = Pending(self._params)
         self._step = self._start = start
         self._rows: list[Row] = []  # those of the table: finished ones, then at most one that is not
@@ -128,7 +139,7 @@ class Recorder:
         self._drained = self._sent = time.monotonic()
         self._unsent: list[StepBlock] = []
         self._logged: dict[str, float | Tensor] = {}
-        self._last_point = -1
+        self._last_point = start  # kept below unless it is unknown whether the record's last step led here
         self._found_inf: Tensor | None = None
         for sink in self._live:
             with self._for_sink():
@@ -136,12 +147,12 @@ class Recorder:
         self.store = kind(path, resume=resume, start_step=start if run is not None else start_step)
         self.store.begin(self._header)
         self._writer = Writer(self.store, f"the {kind.__name__}")
-        self._scalars.read_point()
         first = self._scalars.theta
         if run is not None and len(run.snapshot_steps) and int(run.snapshot_steps[0]) < start:
             first = run.theta(int(run.snapshot_steps[0]))
         self._scalars.origin.copy_(first)
-        self._keep_point(start)
+        if known:
+            self._keep_point(start)
         for optimizer in self._optimizers:
             self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
             self._hooks.append(optimizer.register_step_post_hook(self._after_step))
@@ -253,7 +264,8 @@ class Recorder:
             hook.remove()
         errors: list[Exception] = []
         sinks = [self._closing(sink) for sink in self._live]
-        for action in (self._complete, self._scalars.close, self._writer.close, *sinks, self._keep_measured):
+        sinks.append(lambda: keep_measured(type(self.store), self._path, self._live))
+        for action in (self._complete, self._scalars.close, self._writer.close, *sinks):
             try:
                 action()
             except Exception as error:
@@ -263,10 +275,6 @@ class Recorder:
                 errors[0].add_note(f"and then: {extra}")
         if errors:
             raise errors[0]
-
-    def _keep_measured(self) -> None:
-        if isinstance(self._path, str | Path):
-            keep_measured(type(self.store), self._path, self._live)
 
     def __enter__(self) -> Self:
         """The recorder itself; it attached when it was made."""

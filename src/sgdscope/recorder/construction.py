@@ -20,6 +20,7 @@ from sgdscope.contracts import StoreEntry
 from sgdscope.errors import ArgumentError, StoreError
 from sgdscope.recorder.schedules import Counting
 from sgdscope.records import SCHEMA_VERSION, Trajectory
+from sgdscope.vector import Layout
 
 log = logging.getLogger("sgdscope")
 
@@ -160,6 +161,31 @@ def find_run(kind: type[Any], path: Any, resume: str, start_step: int | None) ->
     return run, int(run.snapshot_steps[0]) if len(run.snapshot_steps) else 0
 
 
+def stands_at(run: Trajectory, step: int, layout: Layout, theta: Tensor) -> bool:
+    """Whether a run that goes on stands where its record says; an update must not join two points that no step joined.
+
+    Args:
+        run: the record.
+        step: number of the next update.
+        layout: of the model's parameters; another one than the record's is left to the store to refuse.
+        theta: [P], the model's parameters.
+
+    Returns:
+        True if the record has the point and it is this one, False if it does not have it.
+
+    Raises:
+        ArgumentError: the record has another point at this step.
+    """
+    if step not in run.snapshot_steps or run.header.layout != layout:
+        return False
+    if torch.equal(run.theta(step), theta.to("cpu", run.theta(step).dtype)):
+        return True
+    raise ArgumentError(
+        f"start_step: the model does not stand at update {step} of the recorded run, where recording would go on; "
+        "pass start_step= the number of updates that the model has made (recorded updates from there on are dropped)"
+    )
+
+
 def describe(
     model: nn.Module, optimizers: Sequence[Optimizer], schedule: str, settings: Mapping[str, Any] | None
 ) -> dict[str, Any]:
@@ -240,9 +266,9 @@ def keep_measured(store: type[Any], path: Any, live: Sequence[Any]) -> None:
 
     Args:
         store: class of the store.
-        path: of the run.
+        path: of the run; nothing is kept without one.
         live: the sinks, closed.
     """
-    for sink in live:
+    for sink in live if isinstance(path, str | Path) else ():
         if hasattr(sink, "measured") and hasattr(sink, "name"):
             store.write_measurement(path, sink.name, sink.measured)
