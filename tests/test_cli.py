@@ -131,3 +131,13 @@ def test_demo_says_what_it_saw_in_five_lines(sgdscope, tmp_path):
     assert {v["claim"] for v in seen["verdicts"]} >= {"W1", "W2", "W3", "W4", "W11"}
     page = (tmp_path / "shown" / "report.html").read_text()
     assert all(f"lr{lr}" in page for lr in ("0.6", "0.05"))
+
+
+def test_an_interrupted_command_says_what_is_kept(sgdscope, monkeypatch):
+    def interrupt(_what):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sgdscope.cli._rows", interrupt)
+    code, out, err = sgdscope("list", "claims")
+    assert (code, out) == (1, "")
+    assert "interrupted; what was recorded is kept" in err

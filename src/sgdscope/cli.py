@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="A microscope for SGD.")
 
+INTERRUPTED = 130  # with which typer leaves on Ctrl-C, without a word
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, for machines.")]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Folder with MNIST, CIFAR-10, tables, text.")]
 SurfacePath = Annotated[str | None, typer.Option("--surface", help="pkg.module:function that returns a LossSurface.")]
@@ -70,7 +71,9 @@ def main() -> None:
     except SgdscopeError as error:
         _say(f"sgdscope: {error}")
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
+    except SystemExit as stop:
+        if stop.code != INTERRUPTED:
+            raise
         _say("sgdscope: interrupted; what was recorded is kept, the same command goes on from there")
         raise SystemExit(1) from None
 

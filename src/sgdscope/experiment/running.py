@@ -249,10 +249,12 @@ class _Continued(ZarrStore):
         super().__init__(path, start_step=self._kept + 1, **options)
 
     def write_steps(self, block: StepBlock) -> None:
+        """Keep the rows after the one that is there already."""
         new = block.steps > self._kept
         super().write_steps(StepBlock(block.steps[new], {name: values[new] for name, values in block.columns.items()}))
 
     def write_snapshot(self, snapshot: Snapshot) -> None:
+        """Keep the points after the one that is there already."""
         if snapshot.step > self._kept:
             super().write_snapshot(snapshot)
 
