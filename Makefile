@@ -4,7 +4,7 @@ DATA_DIR ?=
 BIN := .venv/bin
 DATA_OPTION := $(if $(DATA_DIR),--data-dir=$(abspath $(DATA_DIR)),)
 
-.PHONY: setup demo test lint types unit test-page soak bench clean
+.PHONY: setup demo test lint types unit test-page soak bench bench-peers clean
 
 setup: .venv/ready
 
@@ -37,6 +37,10 @@ soak: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+# Ours against the tools of others, each in an environment of its own (.venv-peers-NAME); PEERS=--quick for the MLP alone.
+bench-peers: setup
+	$(BIN)/python -m benchmarks.peers $(DATA_OPTION) $(PEERS)
 
 clean:
 	rm -rf .venv demo runs

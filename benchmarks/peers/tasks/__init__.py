@@ -1,0 +1,1 @@
+"""One file a task: who competes, and what is divided by what."""
