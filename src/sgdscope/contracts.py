@@ -174,12 +174,15 @@ class WalkerEntry:
         source: where the iteration is written.
         ranges: parameter -> the range in words, such as ``"lr": "> 0"``.
         limit: (parameters, simpler walker, its parameters): the limit case that must agree bit for bit; None for the simplest.
+        wraps: the walker that it wraps unless the option `base` names another; then it is built as ``cls(base, model, surface,
+            generator=..., **options)`` and the options that are not in `ranges` are those of the base. None if it wraps none.
     """
 
     cls: type[Any]
     source: Source
     ranges: Mapping[str, str]
     limit: tuple[Mapping[str, Any], str, Mapping[str, Any]] | None = None
+    wraps: str | None = None
 
 
 walkers: Catalogue[WalkerEntry] = Catalogue("walker", "walkers")
@@ -192,6 +195,7 @@ def walker(
     source: Source,
     ranges: Mapping[str, str],
     limit: tuple[Mapping[str, Any], str, Mapping[str, Any]] | None = None,
+    wraps: str | None = None,
 ) -> Callable[[type[T]], type[T]]:
     """Register a walker.
 
@@ -200,13 +204,14 @@ def walker(
         source: where the iteration is written.
         ranges: parameter -> the range in words.
         limit: the limit case, see `WalkerEntry`.
+        wraps: the walker that it wraps, see `WalkerEntry`.
 
     Returns:
         The decorator; the class stays as it is.
     """
 
     def decorate(cls: type[T]) -> type[T]:
-        walkers.add(name, WalkerEntry(cls, source, ranges, limit))
+        walkers.add(name, WalkerEntry(cls, source, ranges, limit, wraps))
         return cls
 
     return decorate

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
+from sgdscope.contracts import walkers
 from sgdscope.errors import ArgumentError, unknown
 from sgdscope.experiment.schedules import Constant, CyclicBatch, Part, Schedule
 
@@ -52,9 +54,29 @@ class Model(Part):
         return dict(self.model_extra or {})
 
 
-class Phase(Part):
-    """A stretch of the walk: walker, its options, batch size, length and schedule."""
+def walker_options(name: str, base: Any = None) -> set[str]:
+    """The options that a walker takes, those of the walker that it wraps included.
 
+    Args:
+        name: of the walker.
+        base: name of the walker that it wraps; None for its default.
+
+    Returns:
+        The names; none if there is no such walker.
+    """
+    if name not in walkers:
+        return set()
+    inside = walkers[name].wraps and (base or walkers[name].wraps)
+    return {*walkers[name].ranges, *(walkers[inside].ranges if inside and inside in walkers else ())}
+
+
+class Phase(Part):
+    """A stretch of the walk: walker, its options, batch size, length and schedule.
+
+    Further keys are options of the walker, as its entry in the catalogue names them, or of the walker that it wraps.
+    """
+
+    model_config = ConfigDict(extra="allow")
     walker: str = "sgd"
     lr: PositiveFloat
     batch_size: PositiveInt | Literal["full"]
@@ -74,20 +96,39 @@ class Phase(Part):
             raise ValueError(f"expected either updates or epochs, got updates = {self.updates} and epochs = {self.epochs}")
         return self
 
+    @model_validator(mode="after")
+    def _known_options(self) -> Phase:
+        foreign = [key for key in self.model_extra or {} if key not in self.known]
+        if foreign and self.walker in walkers:
+            raise PydanticCustomError("foreign_option", "unknown key", {"keys": foreign, "known": sorted(self.known)})
+        return self
+
+    @property
+    def known(self) -> set[str]:
+        """The keys that this phase may have: its own, and the options of its walker and of the one that it wraps."""
+        return {*Phase.model_fields, *(walker_options(self.walker, (self.model_extra or {}).get("base")))}
+
     @property
     def options(self) -> dict[str, Any]:
         """The walker's options that were given."""
         named = ("momentum", "nesterov", "weight_decay", "betas", "eps")
-        return {name: value for name in named if (value := getattr(self, name)) is not None}
+        return {name: value for name in named if (value := getattr(self, name)) is not None} | dict(self.model_extra or {})
 
     def length(self, examples: int) -> int:
         """The number of updates; an epoch has floor(N / B) of them, B the mean batch size of a cycle where it changes."""
         if self.updates is not None:
             return self.updates
+        return max(1, round((self.epochs or 0.0) * self._whole_batches(examples)))
+
+    def per_epoch(self, examples: int) -> int:
+        """The number of updates of an epoch, at least 1."""
+        return max(1, self._whole_batches(examples))
+
+    def _whole_batches(self, examples: int) -> int:
         size: float = examples if self.batch_size == "full" else self.batch_size
         if isinstance(cycle := self.schedule, CyclicBatch):
             size = sum(cycle.batch_size(t) for t in range(cycle.period)) / cycle.period
-        return max(1, round((self.epochs or 0.0) * int(examples / size)))
+        return int(examples / size)
 
 
 class Every(Part):
@@ -182,8 +223,9 @@ class Experiment(Part):
     def expand(self) -> list[Experiment]:
         """One experiment for each combination of the grid, named such as ``lr0.2-batch16-seed3``.
 
-        A key of a phase (`lr`, `batch_size`, `momentum`, ...) is set in every phase, one of the data (`label_noise`, ...) in the
-        data; `seed` and `threads` at the top; ``model.width`` is the network's option `width`.
+        A key of a phase (`lr`, `batch_size`, `momentum`, ...) is set in every phase, an option of a walker (`gamma`, ...) in the
+        phases of walkers that take it, one of the data (`label_noise`, ...) in the data; `seed` and `threads` at the top;
+        ``model.width`` is the network's option `width`.
 
         Returns:
             The experiments without a grid; this one alone if it has none.
@@ -214,6 +256,9 @@ def _set(described: dict[str, Any], key: str, value: Scalar) -> None:
         described[key] = value
     elif key in Phase.model_fields:
         described["phases"] = [phase | {key: value} for phase in described["phases"]]
+    elif any(taking := [key in walker_options(phase["walker"], phase.get("base")) for phase in described["phases"]]):
+        pairs = zip(described["phases"], taking, strict=True)
+        described["phases"] = [phase | {key: value} if takes else phase for phase, takes in pairs]
     elif key in Data.model_fields:
         described["data"] = described["data"] | {key: value}
     elif key.startswith("model."):
@@ -230,6 +275,11 @@ def _explain(error: ValidationError) -> str:
         if item["type"] == "extra_forbidden":
             known = _known_keys(item["loc"])
             lines.append(f"{path}: unknown key; {str(unknown('key', str(item['loc'][-1]), known)).partition('; ')[2]}")
+        elif item["type"] == "foreign_option":
+            told = item["ctx"]
+            lines += [
+                f"{path}.{k}: unknown key; {str(unknown('key', k, told['known'])).partition('; ')[2]}" for k in told["keys"]
+            ]
         elif item["type"] == "missing":
             lines.append(f"{path}: required, and missing")
         elif item["type"] == "value_error":

@@ -5,7 +5,6 @@ Everything the machine draws comes from its own random state, which stands in th
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -20,11 +19,14 @@ from sgdscope import datasets, models
 from sgdscope.contracts import walkers
 from sgdscope.errors import ArgumentError, ReplayError
 from sgdscope.experiment.description import Experiment, Phase
+from sgdscope.experiment.randomness import RandomState
 from sgdscope.experiment.schedules import CyclicBatch, Order, derived_seed
 from sgdscope.records import Record, Snapshot, cpu_vector
+from sgdscope.surface import LossSurface
 from sgdscope.vector import Layout, select_buffers, select_parameters
 
 Loss = Callable[[nn.Module, Any], Tensor]
+SURFACE = 2560  # examples of the surface of a walker that measures one; as in the released code of Nudged-SGD
 
 
 def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -44,91 +46,6 @@ def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy}
-
-
-class RandomState:
-    """The states of the generators of torch (with cuda, if the machine uses it), numpy and python, as one object."""
-
-    def __init__(self, seed: int, device: torch.device) -> None:
-        self.device = device
-        with self.borrowed():
-            torch.default_generator.manual_seed(derived_seed(seed, "torch"))
-            if device.type == "cuda":
-                torch.cuda.default_generators[device.index or 0].manual_seed(derived_seed(seed, "torch"))
-            random.seed(derived_seed(seed, "python"))
-            np.random.set_state(np.random.RandomState(derived_seed(seed, "numpy") % 2**32).get_state())  # ruff: ignore[numpy-legacy-random]
-            self._state = self._read()
-
-    def _read(self) -> tuple[Tensor, Any, Any, Tensor]:
-        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.empty(0, dtype=torch.uint8)
-        return torch.get_rng_state(), np.random.get_state(), random.getstate(), cuda  # ruff: ignore[numpy-legacy-random]
-
-    def _write(self, state: tuple[Tensor, Any, Any, Tensor]) -> None:
-        torch.set_rng_state(state[0])
-        np.random.set_state(state[1])  # ruff: ignore[numpy-legacy-random]
-        random.setstate(state[2])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state[3], self.device)
-
-    @contextmanager
-    def borrowed(self) -> Generator[None]:
-        """Put the global generators back as they were, whatever happens in the block."""
-        outside = self._read()
-        try:
-            yield
-        finally:
-            self._write(outside)
-
-    @contextmanager
-    def installed(self, threads: int) -> Generator[None]:
-        """Stand in the global generators for the duration of the block, with this number of threads; then leave no trace.
-
-        Args:
-            threads: of torch.
-        """
-        before = torch.get_num_threads()
-        with self.borrowed():
-            self._write(self._state)
-            torch.set_num_threads(threads)
-            try:
-                yield
-            finally:
-                self._state = self._read()
-                torch.set_num_threads(before)
-
-    def capture(self) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """The states while they are installed, as bytes and JSON (no pickle).
-
-        Returns:
-            (bytes, meta) for `put_back`.
-        """
-        torch_state, numpy_state, python_state, cuda = self._read()
-        pieces = [
-            torch_state.numpy(),
-            np.asarray(numpy_state[1], "<u4").view(np.uint8),
-            np.asarray(python_state[1], "<u4").view(np.uint8),
-            cuda.numpy(),
-        ]
-        meta = {
-            "bytes": [len(piece) for piece in pieces],
-            "numpy": [int(numpy_state[2]), int(numpy_state[3]), float(numpy_state[4])],
-            "python": [python_state[0], python_state[2]],
-        }
-        return np.concatenate(pieces), meta
-
-    def put_back(self, values: NDArray[np.uint8], meta: Mapping[str, Any]) -> None:
-        """Take the states that `capture` gave; they are in force at the next `installed`.
-
-        Args:
-            values: bytes.
-            meta: lengths and the rest.
-        """
-        ends = np.cumsum(meta["bytes"])[:-1]
-        own, numpy_keys, python_keys, cuda = np.split(np.asarray(values, np.uint8), ends)
-        position, has_gauss, gauss = meta["numpy"]
-        numpy_state = ("MT19937", numpy_keys.copy().view("<u4"), int(position), int(has_gauss), float(gauss))
-        python_state = (meta["python"][0], tuple(int(k) for k in python_keys.copy().view("<u4")), meta["python"][1])
-        self._state = (torch.from_numpy(own.copy()), numpy_state, python_state, torch.from_numpy(cuda.copy()))
 
 
 class Phased(torch.optim.Optimizer):
@@ -176,8 +93,9 @@ class Loop:
         self.buffer_layout = Layout.of(select_buffers(self.model))
         self.random = RandomState(experiment.seed, self.device)
         self._phase = 0
+        self._surfaces: dict[int, LossSurface] = {}
         self._walker = self._build_walker(0)
-        several = len({phase.walker for phase in experiment.phases}) > 1
+        several = len({phase.walker for phase in experiment.phases}) > 1 or (len(self.lengths) > 1 and self._wraps(0))
         self.optimizer: torch.optim.Optimizer = Phased(self._walker) if several else self._walker
 
     # --- what happens at an update: pure functions of its number --------------------------------------------------------
@@ -228,14 +146,38 @@ class Loop:
         """The mean loss of a batch."""
         return LOSSES[self.experiment.loss](model, batch).mean()
 
+    def _wraps(self, number: int) -> bool:
+        """Whether the walker of a phase wraps another one."""
+        return walkers[self.experiment.phases[number].walker].wraps is not None
+
     def _build_walker(self, number: int) -> torch.optim.Optimizer:
-        return build_walker(self.experiment.phases[number], number, list(self.parameters.values()), self.experiment.seed)
+        phase, seed = self.experiment.phases[number], self.experiment.seed
+        if self._wraps(number):
+            return wrap_walker(phase, number, self, seed)
+        return build_walker(phase, number, list(self.parameters.values()), seed)
+
+    def surface(self, size: int) -> LossSurface:
+        """The loss on the first so many training examples, all if there are fewer; BatchNorm on its running statistics.
+
+        Args:
+            size: number of examples.
+
+        Returns:
+            The surface; made once.
+        """
+        if size not in self._surfaces:
+            with self.random.borrowed():
+                data = self.x[:size], self.y[:size]
+                self._surfaces[size] = LossSurface(self.model, LOSSES[self.experiment.loss], data)
+        return self._surfaces[size]
 
     def _enter(self, number: int) -> None:
         """Go over to a phase: the same walker keeps its state, another one starts without."""
         before, phase = self.experiment.phases[self._phase], self.experiment.phases[number]
         fresh = self._build_walker(number)
-        if phase.walker == before.walker:
+        if phase.walker == before.walker and self._wraps(number):
+            self._enter_wrapping(fresh, before, phase)
+        elif phase.walker == before.walker:
             for group, new in zip(self._walker.param_groups, fresh.param_groups, strict=True):
                 group.update({key: value for key, value in new.items() if key != "params"})
         else:
@@ -243,6 +185,15 @@ class Loop:
             if isinstance(self.optimizer, Phased):
                 self.optimizer.change(fresh)
         self._phase = number
+
+    def _enter_wrapping(self, fresh: torch.optim.Optimizer, before: Phase, phase: Phase) -> None:
+        """Hand over to a wrapping walker with other options; the state goes along where base and k are the same."""
+        if all(before.options.get(key) == phase.options.get(key) for key in ("base", "k")):
+            held = self._walker.state_dict()["state"]
+            fresh.load_state_dict({"state": held, "param_groups": fresh.state_dict()["param_groups"]})
+        self._walker = fresh
+        if isinstance(self.optimizer, Phased):
+            self.optimizer.change(fresh)
 
     def prepare(self) -> tuple[Tensor, Tensor]:
         """Make ready for the update at hand: its phase, its learning rate.
@@ -457,13 +408,62 @@ def build_walker(phase: Phase, number: int, parameters: list[nn.Parameter], seed
     Raises:
         ArgumentError: the walker does not take one of the options, or not its value.
     """
-    entry = walkers[phase.walker]
-    generator = torch.Generator().manual_seed(derived_seed(seed, "walker", number))
-    if foreign := sorted(set(phase.options) - set(entry.ranges)):
-        known = ", ".join(sorted(entry.ranges))
-        raise ArgumentError(f"phases[{number}].{foreign[0]}: the walker '{phase.walker}' has no such option; it takes {known}")
-    try:
+    entry, generator = walkers[phase.walker], torch.Generator().manual_seed(derived_seed(seed, "walker", number))
+    _refuse_foreign(phase, number, entry.ranges)
+    with _named(number):
         walker: torch.optim.Optimizer = entry.cls(parameters, lr=phase.lr, generator=generator, **phase.options)
+        return walker
+
+
+def wrap_walker(phase: Phase, number: int, loop: Loop, seed: int) -> torch.optim.Optimizer:
+    """Build the walker of a phase that wraps another one.
+
+    Args:
+        phase: its description; `base` names the inner walker, `examples` the size of the surface, other options go where they
+            are known.
+        number: of the phase.
+        loop: with the model that it moves, and the surface.
+        seed: of the experiment.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ArgumentError: neither walker takes one of the options, or not its value.
+        UnknownNameError: no walker is called as `base` says.
+    """
+    entry, options = walkers[phase.walker], dict(phase.options)
+    name, size = options.pop("base", entry.wraps), options.pop("examples", SURFACE)
+    if not isinstance(name, str) or walkers[name].wraps is not None:
+        raise ArgumentError(f"phases[{number}].base: expected a walker that wraps none, such as '{entry.wraps}', got {name!r}")
+    if isinstance(size, bool) or not isinstance(size, int) or size < 2:
+        raise ArgumentError(f"phases[{number}].examples: expected a whole number >= 2, got {size!r}")
+    _refuse_foreign(phase, number, {**entry.ranges, **walkers[name].ranges})
+    own = {key: value for key, value in options.items() if key in entry.ranges}
+    if "steps_per_epoch" in entry.ranges:
+        own = {"steps_per_epoch": phase.per_epoch(loop.examples)} | own
+    generator = torch.Generator().manual_seed(derived_seed(seed, "wrapper", number))
+    with _named(number):
+        base = walkers[name].cls(
+            list(loop.parameters.values()),
+            lr=phase.lr,
+            generator=torch.Generator().manual_seed(derived_seed(seed, "walker", number)),
+            **{key: value for key, value in options.items() if key not in entry.ranges},
+        )
+        walker: torch.optim.Optimizer = entry.cls(base, loop.model, loop.surface(size), generator=generator, **own)
+        return walker
+
+
+def _refuse_foreign(phase: Phase, number: int, known: Mapping[str, str]) -> None:
+    if foreign := sorted(set(phase.options) - set(known)):
+        takes = ", ".join(sorted(known))
+        raise ArgumentError(f"phases[{number}].{foreign[0]}: the walker '{phase.walker}' has no such option; it takes {takes}")
+
+
+@contextmanager
+def _named(number: int) -> Generator[None]:
+    """Put the path of a phase before the argument that an error names."""
+    try:
+        yield
     except ArgumentError as error:
         raise ArgumentError(f"phases[{number}].{error}") from error
-    return walker
