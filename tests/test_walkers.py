@@ -9,6 +9,7 @@ from torch import nn
 
 from sgdscope.contracts import walkers
 from sgdscope.errors import ArgumentError, UnknownNameError
+from sgdscope.surface import LossSurface
 
 NAMES = sorted(walkers)
 DEFAULTS = {"lr": 0.03}
@@ -38,9 +39,15 @@ def walk(model, optimizer, xs):
 
 
 def build(name, model, options=None, seed=5):
-    return walkers[name].cls(
-        model.parameters(), **(DEFAULTS | dict(options or {})), generator=torch.Generator().manual_seed(seed)
-    )
+    """The walker round its default base if it wraps one; the options that it does not declare are those of the base."""
+    entry, generator = walkers[name], torch.Generator().manual_seed(seed)
+    options = DEFAULTS | dict(options or {})
+    if entry.wraps is None:
+        return entry.cls(model.parameters(), **options, generator=generator)
+    inside = {key: value for key, value in options.items() if key == "lr" or key not in entry.ranges}
+    own = {key: value for key, value in options.items() if key not in inside}
+    surface = LossSurface(model, loss, batches())
+    return entry.cls(build(entry.wraps, model, inside, seed), model, surface, **own, generator=generator)
 
 
 def test_the_catalogue_holds_the_walkers():
@@ -99,7 +106,7 @@ class TestContract:
     @pytest.mark.parametrize("lr", [0.0, -0.1, float("nan"), float("inf")])
     def test_a_learning_rate_out_of_range_is_refused(self, name, lr):
         with pytest.raises(ArgumentError, match="lr: expected a finite number > 0"):
-            walkers[name].cls(network().parameters(), lr=lr)
+            build(name, network(), {"lr": lr})
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if walkers[name].limit])
