@@ -170,6 +170,35 @@ class Line:
     evaluations: int = 0
 
 
+class Linearization(Protocol):
+    """The Hessian of a surface at one theta, as a product; made by `Surface.linearized`, which holds the cost of setting up.
+
+    Attributes:
+        value: L(theta).
+        gradient: [P].
+        products: products so far.
+    """
+
+    value: float
+    gradient: Tensor
+    products: int
+
+    def hvp(self, vectors: Tensor) -> Tensor:
+        """The Hessian times vectors [P] or [P, k]."""
+
+    def gauss_newton(self, vectors: Tensor) -> Tensor:
+        """The Gauss-Newton matrix times vectors; raises `SurfaceError` where there is none."""
+
+    def close(self) -> None:
+        """Free what was kept; idempotent."""
+
+    def __enter__(self) -> Linearization:
+        """Itself."""
+
+    def __exit__(self, *error: Any) -> None:
+        """Close."""
+
+
 class Surface(Protocol):
     """A loss as a function of theta. `LossSurface` and the landscapes satisfy it.
 
@@ -196,6 +225,12 @@ class Surface(Protocol):
         buffers: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None = None,
     ) -> Line:
         """The loss at theta + alpha direction for each alpha."""
+
+    def hvp(self, theta: Tensor, vectors: Tensor, buffers: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The Hessian at theta times vectors [P] or [P, k]."""
+
+    def linearized(self, theta: Tensor, buffers: Mapping[str, Tensor] | None = None) -> Linearization:
+        """The Hessian at theta, for many products."""
 
     def on_batch(self, batch: Any) -> Surface:
         """The same surface on one training batch, in training mode (BatchNorm on the batch's own statistics)."""

@@ -12,7 +12,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from sgdscope.errors import ArgumentError
+from sgdscope.errors import ArgumentError, SurfaceError
 from sgdscope.records import Line
 
 Buffers = Mapping[str, Tensor] | None
@@ -41,6 +41,39 @@ def positive(value: float, name: str) -> float:
     if not (np.isfinite(value) and value > 0):
         raise ArgumentError(f"{name}: expected a finite number > 0, got {value}")
     return float(value)
+
+
+class Dense:
+    """The exact Hessian of a landscape at one point; satisfies `records.Linearization`.
+
+    Attributes:
+        value: the loss.
+        gradient: [P].
+        hessian: [P, P].
+        products: products so far.
+    """
+
+    def __init__(self, value: float, gradient: Tensor, hessian: Tensor) -> None:
+        self.value, self.gradient, self.hessian, self.products = value, gradient, hessian, 0
+
+    def hvp(self, vectors: Tensor) -> Tensor:
+        """The Hessian times vectors [P] or [P, k]."""
+        self.products += 1 if vectors.ndim == 1 else vectors.shape[1]
+        return self.hessian @ vectors.to(torch.float64)
+
+    def gauss_newton(self, vectors: Tensor) -> Tensor:
+        """A landscape has no outputs: raises SurfaceError."""
+        raise SurfaceError("Gauss-Newton: a landscape is no function of a network's outputs; use Hessian products")
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def __enter__(self) -> Dense:
+        """Itself."""
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Nothing to free."""
 
 
 class Landscape(ABC):
@@ -95,6 +128,11 @@ class Landscape(ABC):
     def hvp(self, theta: Tensor, vectors: Tensor, buffers: Buffers = None) -> Tensor:
         """The Hessian at theta times vectors [P] or [P, k]."""
         return self.hessian(theta) @ vectors.to(torch.float64)
+
+    def linearized(self, theta: Tensor, buffers: Buffers = None) -> Dense:
+        """The exact Hessian at theta, for many products."""
+        value, gradient = self.value_and_grad(theta, buffers)
+        return Dense(value, gradient, self.hessian(theta))
 
     def per_example_grads(self, theta: Tensor, indices: Tensor | None = None, buffers: Buffers = None) -> Tensor:
         """The gradient of each example (of those named), [N, P]; one row where there is no noise."""

@@ -18,7 +18,9 @@ from sgdscope.records import Line
 from sgdscope.surface.data import Batches, Weight, at_least_two, collect, count, cut, leading, map_tensors
 from sgdscope.surface.examples import Way, decide, losses_of
 from sgdscope.surface.private import Loss, Mode, PrivateModel, undisturbed
+from sgdscope.surface.products import Linearized
 from sgdscope.surface.proof import SEED, generic_point, lay_out, prove
+from sgdscope.surface.twins import Twins
 
 BatchNorm = Literal["eval", "batch", "recalibrate"]
 Buffers = Mapping[str, Tensor]
@@ -27,7 +29,7 @@ CPU_MEMORY = 16 * 2**20  # bytes of activations a batch: on one core 64 examples
 CUDA_MEMORY = 2**30
 LARGEST_BATCH = 4096
 STATISTICS_BATCH = 256  # where the batch size changes the value (BatchNorm on batch statistics)
-PROOF_EXAMPLES = 64
+PROOF_EXAMPLES = 8  # few, so that few kinks of ReLUs lie within a step of the differences, and the proof is cheap
 
 
 class LossSurface:
@@ -38,7 +40,7 @@ class LossSurface:
     all random states are left as they are. Dropout is off. On a CPU 2-D convolutions run channels last where the model
     allows it. A loss that is NaN or infinite is returned as such, not raised.
 
-    At construction the surface proves itself (`proof.prove`) on up to 64 examples. Memory: the copy of the model and a copy
+    At construction the surface proves itself (`proof.prove`) on up to 8 examples. Memory: the copy of the model and a copy
     of the data.
 
     Args:
@@ -109,6 +111,7 @@ class LossSurface:
             at_least_two(self._examples)
             first = self._batches.items[0] if examples is None else self._adopt(cut(data, PROOF_EXAMPLES)[0])
             self._proof = prove(self._net, first, leading(first), self._mode)
+            self._twins = Twins(self._net, first, cut=examples is not None and weight is None)
             self._format = lay_out(self._net, first, leading(first), self._mode)
 
     # --- construction ---------------------------------------------------------------------------------------------------
@@ -282,6 +285,59 @@ class LossSurface:
         gradient = gradient / self._total + self._decay * rounded
         value = float(self._sum(np.array([total]))[0]) / self._total + self._penalty(point)
         return value, gradient.to(theta.device, self.layout.storage_dtype)
+
+    def linearized(
+        self, theta: Tensor, buffers: Buffers | None = None, *, memory: int | None = None, chunk: int | None = None
+    ) -> Linearized:
+        """Keep the gradient's graph at theta, for many Hessian products there.
+
+        Use as ``with surface.linearized(theta) as h: h.hvp(v)``. Attention runs under the math kernel; ``torch.compile``d
+        models by their inner module; BatchNorm as the surface says. Where torch has no second derivative, products are central
+        differences of the gradient (`Linearized.way`), in float64 or for models without kinks only. At the first call the
+        surface proves its products: H v against differences of gradients on a few examples in float64, parameter by
+        parameter, to 0.5 %.
+
+        Args:
+            theta: [P].
+            buffers: as in `value`.
+            memory: bytes of graphs that may be kept; None for 1 GiB (8 GiB on CUDA). Chunks beyond it are computed anew at
+                each product, at about twice the cost.
+            chunk: examples a chunk, where data were given whole and do not mix; None for those of the surface's batches.
+
+        Returns:
+            The linearization, with `value`, `gradient`, `hvp` and `gauss_newton`; to be closed.
+
+        Raises:
+            ArgumentError: an argument is out of range.
+            SurfaceError: the products failed their proof, or there are none and differences would say little.
+
+        Cost: 2 gradients; a copy of the model.
+        """
+        if memory is not None and memory < 1:
+            raise ArgumentError(f"memory: expected a positive number of bytes, got {memory}")
+        point, state = self._vector(theta, "theta"), self._state(buffers)
+        batches = self._batches if chunk is None else self._twins.recut(self._batches, chunk, self._batchnorm == "batch")
+        with undisturbed(self._net.device, grad=True):
+            twin = copy.copy(self)
+            twin._net = self._twins.take()
+            twin._place(point, state)
+            return self._twins.linearize(
+                twin._net, batches, self._total, decay=self._decay, group=self._group, memory=memory, mode=self._mode
+            )
+
+    def hvp(self, theta: Tensor, vectors: Tensor, buffers: Buffers | None = None) -> Tensor:
+        """Multiply the Hessian at theta with one or several vectors; for many at one theta use `linearized`.
+
+        Args:
+            theta: [P].
+            vectors: [P] or [P, k], finite.
+            buffers: as in `value`.
+
+        Returns:
+            H v of the same shape, in the layout's storage dtype, the weight decay included.
+        """
+        with self.linearized(theta, buffers) as h:
+            return h.hvp(vectors)
 
     @property
     def per_example(self) -> Way:

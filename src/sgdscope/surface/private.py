@@ -255,11 +255,12 @@ class PrivateModel:
                 weight.data = torch.empty_like(weight.data, memory_format=memory_format).copy_(weight.data)
         return bool(weights)
 
-    def gradient(self, value: Tensor) -> tuple[Tensor | None, ...]:
+    def gradient(self, value: Tensor, *, graph: bool = False) -> tuple[Tensor | None, ...]:
         """Differentiate a value with respect to the parameters, leaving no ``.grad`` anywhere.
 
         Args:
             value: scalar.
+            graph: record the graph of the gradient, so that it can be differentiated again.
 
         Returns:
             One gradient for each parameter; None where the value does not depend on it.
@@ -271,7 +272,7 @@ class PrivateModel:
         if not value.requires_grad:
             raise SurfaceError("loss: it has no gradient here; does the loss use the model that it is given?")
         try:
-            return torch.autograd.grad(value, self.parameters, allow_unused=True)
+            return torch.autograd.grad(value, self.parameters, allow_unused=True, create_graph=graph)
         except RuntimeError as error:
             if "Checkpointing is not compatible" not in str(error):
                 raise
