@@ -169,6 +169,13 @@ def test_epochs_become_updates():
         (("sed",), 3, "sed: unknown key; did you mean 'seed'"),
         (("data", "datset"), "x", "data.datset: unknown key; did you mean 'dataset'"),
         (("phases", 0, "momentun"), 0.9, r"phases\[0\].momentun: unknown key; did you mean 'momentum'"),
+        (("phases", 0, "gamma"), 0.1, r"phases\[0\].gamma: unknown key; "),
+        (("phases", 0), {"walker": "nudged", "lr": 0.1, "batch_size": 9, "updates": 2, "gama": 0.1}, "gama: .*mean 'gamma'"),
+        (
+            ("phases", 0),
+            {"walker": "nudged", "lr": 0.1, "batch_size": 9, "updates": 2, "vriant": "dom", "thresold": 2},
+            r"(?s)phases\[0\].vriant: unknown key; did you mean 'variant'.*phases\[0\].thresold: .* 'threshold'",
+        ),
         (("phases", 0, "schedule", "hig"), 0.9, r"phases\[0\].schedule.hig: unknown key; did you mean 'high'"),
         (("phases", 0, "schedule", "kind"), "cyclc", r"phases\[0\].schedule: .*'cyclic', 'step'"),
         (
@@ -215,6 +222,12 @@ def test_a_grid_expands_to_named_experiments():
     assert [(p.lr, p.batch_size) for p in last.phases] == [(0.2, "full")] * 2
     assert (last.seed, last.model.options, last.data.label_noise, last.grid) == (3, {"hidden": 7}, 0.1, {})
     assert Experiment(**DESCRIBED).expand() == [Experiment(**DESCRIBED)]
+    described = changed(("grid",), {"gamma": [0.1, 1.0]})
+    described["phases"].append({"walker": "nudged", "lr": 0.1, "batch_size": 9, "updates": 2, "k": 2})
+    nudged = Experiment(**described).expand()
+    assert [(e.name, e.phases[2].options) for e in nudged] == [(f"gamma{g}", {"gamma": g, "k": 2}) for g in (0.1, 1.0)]
+    assert nudged[0].phases[:2] == Experiment(**DESCRIBED).phases
+    assert Experiment(**nudged[1].described()) == nudged[1]
     with pytest.raises(UnknownNameError, match="no key of the grid is called 'lrr'; did you mean 'lr'"):
         Experiment(**changed(("grid",), {"lrr": [1.0]})).expand()
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from sgdscope.errors import ArgumentError, CorruptRunError, NotAvailableError, ReplayError, StoreError
+from sgdscope.errors import ArgumentError, CorruptRunError, NotAvailableError, ReplayError, StoreError, UnknownNameError
 from sgdscope.experiment import Experiment, Replayer, load_toml, parts, run, surface_of, sweep
+from sgdscope.experiment.loop import Loop
 from sgdscope.runs import open_trajectory
 from sgdscope.stores.zarr import ZarrStore
 
@@ -30,10 +31,19 @@ def every(phases, model, **more):
     return experiment(phases, model, record=record, **more)
 
 
+NUDGED = {"walker": "nudged", "k": 2, "gamma": 0.2, "every": 3, "examples": 60}
 CASES = {
     "sgd": ([PLAIN], MLP),
     "momentum": ([PLAIN | {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01}], MLP),
     "adam": ([PLAIN | {"walker": "adam", "lr": 0.01}], MLP),
+    "nudged": ([PLAIN | NUDGED | {"momentum": 0.5}], SPECIAL),
+    "nudged adam": ([PLAIN | NUDGED | {"base": "adam", "lr": 0.01, "every": "epoch", "variant": "adaptive"}], MLP),
+    "nudged noise": ([PLAIN | NUDGED | {"where": "noise", "variant": "white", "examples": 150}], MLP),
+    "into nudged": (
+        [PLAIN | {"momentum": 0.9, "updates": 8}, PLAIN | NUDGED | {"momentum": 0.9, "updates": 7}]
+        + [PLAIN | NUDGED | {"momentum": 0.9, "updates": 8, "gamma": 3.0, "variant": "random"}],
+        MLP,
+    ),
     "dropout and BatchNorm": ([PLAIN | {"momentum": 0.5}], SPECIAL),
     "cyclic": ([PLAIN | {"schedule": {"kind": "cyclic", "low": 0.05, "high": 0.5, "period": 7}}], SPECIAL),
     "cyclic batch": ([PLAIN | {"schedule": {"kind": "cyclic_batch", "low": 8, "high": 40, "period": 6}}], MLP),
@@ -196,6 +206,84 @@ def test_a_branch_with_the_same_walker_goes_on_as_the_run_itself(tmp_path):
     assert torch.equal(open_trajectory(tmp_path / "arm").theta(4), arm.theta(4))
 
 
+def arm(start, **options):
+    phase = PLAIN | NUDGED | {"momentum": 0.9, "updates": 6, "batch_size": "full"} | options
+    return experiment([phase], SPECIAL, start=start)
+
+
+def test_arms_from_one_start_go_on_with_the_momentum_and_gamma_one_is_the_run_itself(tmp_path):
+    phases = [PLAIN | {"momentum": 0.9, "updates": 10}, PLAIN | {"momentum": 0.9, "updates": 9, "batch_size": "full"}]
+    whole = open_trajectory(run(experiment(phases, SPECIAL), tmp_path / "whole"))
+    start = {"run": str(tmp_path / "whole"), "step": 13}
+    control = open_trajectory(run(arm(start, gamma=1.0), tmp_path / "control"))
+    nudged = open_trajectory(run(arm(start, gamma=0.0), tmp_path / "nudged"))
+    for step in range(7):
+        assert torch.equal(control.theta(step), whole.theta(13 + step)), step
+    assert not torch.equal(nudged.theta(1), whole.theta(14))
+    further = {"run": str(tmp_path / "nudged"), "step": 4}
+    rest = open_trajectory(run(arm(further, gamma=0.0, updates=2), tmp_path / "rest"))
+    assert torch.equal(rest.theta(2), nudged.theta(6))  # the directions of step 3 and the count of updates went along
+    other = open_trajectory(run(arm(further, gamma=0.0, updates=2, k=3), tmp_path / "other"))
+    assert torch.equal(other.theta(0), nudged.theta(4))
+
+
+@pytest.mark.parametrize("moment", [4, 10, 13, 21])
+@pytest.mark.parametrize("case", ["nudged", "nudged adam", "into nudged"])
+def test_a_nudged_run_that_was_stopped_between_refreshes_goes_on_bit_for_bit(tmp_path, case, moment):
+    def stop(sentence, share):
+        if sentence == f"update {moment} of 23":
+            raise KeyboardInterrupt("here")
+
+    phases, model = CASES[case]
+    whole = open_trajectory(run(experiment(phases, model), tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt, match="here"):
+        run(experiment(phases, model), tmp_path / "run", progress=stop)
+    assert len(ZarrStore.read(tmp_path / "run").steps["step"]) < 23
+    again = open_trajectory(run(experiment(phases, model), tmp_path / "run"))
+    same_scalars(again.steps, whole.steps)
+    assert all(torch.equal(again.theta(step), whole.theta(step)) for step in (moment, 23))
+
+
+def test_a_key_frame_holds_the_directions_and_its_bytes_are_allowed_for(tmp_path):
+    phases, model = CASES["nudged"]
+    path = run(experiment(phases, model), tmp_path / "run")
+    arrays, meta = ZarrStore.read_record(path, "keyframes", 10)
+    layout = Loop(experiment(phases, model)).layout
+    rows = np.concatenate(
+        [arrays["state_basis_float32"][2 * where.start : 2 * where.stop].reshape(2, -1) for where in layout.slices],
+        axis=1,
+    )
+    np.testing.assert_allclose(rows @ rows.T, np.eye(2), atol=1e-5)
+    told = next(value for index, key, value in meta["plain"] if key == "nudged")
+    assert (told["step"], told["refreshed_at"], len(told["eigenvalues"])) == (10, 9, 2)
+    assert Loop(experiment(phases, model)).frame_vectors == 4 + 3
+    assert Loop(experiment()).frame_vectors == 4
+    default = [PLAIN | NUDGED]
+    default[0].pop("k")
+    assert Loop(experiment(default)).frame_vectors == 4 + 6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"base": "nudged"}, r"phases\[0\].base: expected a walker that wraps none, such as 'sgd', got 'nudged'"),
+        ({"base": 3}, r"phases\[0\].base: expected a walker that wraps none, such as 'sgd', got 3"),
+        ({"examples": 1}, r"phases\[0\].examples: expected a whole number >= 2, got 1"),
+        ({"k": 0}, r"phases\[0\].k: expected a whole number >= 1, got 0"),
+        ({"betas": [0.9, 0.9]}, r"phases\[0\].betas: the walker 'nudged' has no such option; it takes base, budget"),
+        ({"base": "adam", "betas": [0.9, 1.0]}, r"phases\[0\].betas\[1\]: expected"),
+    ],
+)
+def test_options_of_a_wrapping_walker_are_checked(options, message):
+    with pytest.raises(ArgumentError, match=message):
+        Loop(experiment([PLAIN | NUDGED | options]))
+
+
+def test_a_base_that_is_no_walker_is_named():
+    with pytest.raises(UnknownNameError, match="no walker is called 'sgdd'; did you mean 'sgd'"):
+        Loop(experiment([PLAIN | NUDGED | {"base": "sgdd"}]))
+
+
 def test_a_drop_of_the_learning_rate_keeps_the_momentum(tmp_path):
     phases = [PLAIN | {"momentum": 0.9, "updates": 6, "batch_size": "full"}]
     phases.append(phases[0] | {"lr": 0.02})
@@ -271,6 +359,10 @@ def test_the_examples_are_valid():
     assert [e.name for e in load_toml(EXAMPLES / "digits_mlp.toml").expand()][:2] == ["lr0.05-seed0", "lr0.05-seed1"]
     model, _, _ = parts(load_toml(EXAMPLES / "digits_mlp.toml").expand()[0])
     assert sum(p.numel() for p in model.parameters()) == 64 * 100 + 100 + 100 * 100 + 100 + 100 * 10 + 10
+    nudged = load_toml(EXAMPLES / "digits_nudged.toml").expand()
+    assert [one.name for one in nudged][:3] == ["gamma0.1-seed0", "gamma0.1-seed1", "gamma0.1-seed2"]
+    assert [one.phases[0].options["gamma"] for one in nudged[::3]] == [0.1, 1.0]
+    Loop(nudged[0])
     assert load_toml(EXAMPLES / "mnist_mlp.toml").model.options == {"hidden": [500, 350], "batchnorm": True}
 
 

@@ -175,25 +175,26 @@ class Loop:
         """Go over to a phase: the same walker keeps its state, another one starts without."""
         before, phase = self.experiment.phases[self._phase], self.experiment.phases[number]
         fresh = self._build_walker(number)
-        if phase.walker == before.walker and self._wraps(number):
-            self._enter_wrapping(fresh, before, phase)
-        elif phase.walker == before.walker:
+        if phase.walker == before.walker and not self._wraps(number):
             for group, new in zip(self._walker.param_groups, fresh.param_groups, strict=True):
                 group.update({key: value for key, value in new.items() if key != "params"})
         else:
+            if carries(before, phase):
+                groups = fresh.state_dict()["param_groups"]
+                fresh.load_state_dict({"state": self._walker.state_dict()["state"], "param_groups": groups})
             self._walker = fresh
             if isinstance(self.optimizer, Phased):
                 self.optimizer.change(fresh)
         self._phase = number
 
-    def _enter_wrapping(self, fresh: torch.optim.Optimizer, before: Phase, phase: Phase) -> None:
-        """Hand over to a wrapping walker with other options; the state goes along where base and k are the same."""
-        if all(before.options.get(key) == phase.options.get(key) for key in ("base", "k")):
-            held = self._walker.state_dict()["state"]
-            fresh.load_state_dict({"state": held, "param_groups": fresh.state_dict()["param_groups"]})
-        self._walker = fresh
-        if isinstance(self.optimizer, Phased):
-            self.optimizer.change(fresh)
+    @property
+    def frame_vectors(self) -> int:
+        """The most vectors as long as theta in a key frame: theta, three of AMSGrad, a walker's own k directions and a scale."""
+        held = [0]
+        for phase in self.experiment.phases:
+            k = phase.options.get("k", (walkers[phase.walker].cls.__init__.__kwdefaults__ or {}).get("k"))
+            held.append(1 + k if isinstance(k, int) else 0)
+        return 4 + max(held)
 
     def prepare(self) -> tuple[Tensor, Tensor]:
         """Make ready for the update at hand: its phase, its learning rate.
@@ -312,6 +313,22 @@ class Loop:
             self._walker.load_state_dict({"state": state, "param_groups": groups})
             if isinstance(self.optimizer, Phased):
                 self.optimizer.change(self._walker)
+
+
+def carries(before: Phase, phase: Phase) -> bool:
+    """Whether a walker goes on with the state of the one before it: the same walker, or one that is now wrapped.
+
+    Args:
+        before: the phase that ends.
+        phase: the one that starts.
+
+    Returns:
+        False where the new walker starts without state.
+    """
+    wraps = walkers[phase.walker].wraps
+    if phase.walker != before.walker:
+        return wraps is not None and phase.options.get("base", wraps) == before.walker
+    return wraps is None or all(before.options.get(key) == phase.options.get(key) for key in ("base", "k"))
 
 
 def place(layout: Layout, tensors: Mapping[str, Tensor], values: NDArray[Any]) -> None:

@@ -12,7 +12,7 @@ import xarray as xr
 import xxhash
 
 from sgdscope.errors import NotAvailableError, ReplayError
-from sgdscope.experiment.description import Experiment
+from sgdscope.experiment.description import Experiment, Phase
 from sgdscope.experiment.loop import Loop
 from sgdscope.records import Record, Snapshot, Trajectory
 from sgdscope.stores.zarr import ZarrStore
@@ -200,9 +200,9 @@ class Replayer:
         with self.loop.random.installed(self.experiment.threads):
             return self.loop.key_frame()
 
-    def walker_at(self, step: int) -> str:
-        """The name of the walker that made the update before a step (of the first phase at step 0)."""
-        return self.experiment.phases[self.loop.place(max(step - 1, 0))[0]].walker
+    def phase_at(self, step: int) -> Phase:
+        """The phase of the update before a step (the first phase at step 0)."""
+        return self.experiment.phases[self.loop.place(max(step - 1, 0))[0]]
 
     def _hash(self, step: int) -> int:
         if self._steps is None:

@@ -15,7 +15,7 @@ from sgdscope.contracts import StoreEntry
 from sgdscope.datasets import Dataset
 from sgdscope.errors import ArgumentError, NotAvailableError, StoreError
 from sgdscope.experiment.description import Bursts, Every, Experiment
-from sgdscope.experiment.loop import LOSSES, Loop, Loss, build_model, load_data
+from sgdscope.experiment.loop import LOSSES, Loop, Loss, build_model, carries, load_data
 from sgdscope.experiment.replaying import HASH_COLUMNS, KEY_FRAMES, Replayer, fingerprint, split_hash
 from sgdscope.recorder import Recorder, bursts, every, logarithmic
 from sgdscope.records import Record, Snapshot, StepBlock, Trajectory
@@ -170,7 +170,7 @@ def branch(loop: Loop, experiment: Experiment, data_dir: str | Path | None) -> N
         frame = other.key_frame(start.step)
     except NotAvailableError as error:
         raise ArgumentError(f"start.step: {error}") from error
-    loop.take(frame.arrays, frame.meta, walker=other.walker_at(start.step) == experiment.phases[0].walker)
+    loop.take(frame.arrays, frame.meta, walker=carries(other.phase_at(start.step), experiment.phases[0]))
 
 
 def recorded(loop: Loop, path: Path, resumed: int | None = None) -> Generator[int]:
@@ -231,10 +231,10 @@ class FirstAndLast:
 
 
 def _bytes(loop: Loop, named: Callable[[int], bool]) -> int:
-    """More bytes than the snapshots and key frames of a run can take; a key frame holds up to four vectors (Adam, AMSGrad)."""
+    """More bytes than the snapshots and key frames of a run can take."""
     vector = 8 * (loop.layout.size + loop.buffer_layout.size) + 65536
     kept = 2 + sum(2 for step in range(loop.total) if named(step))
-    return vector * (kept + 4 * (loop.total // loop.experiment.record.keyframes + 1))
+    return vector * (kept + loop.frame_vectors * (loop.total // loop.experiment.record.keyframes + 1))
 
 
 class _Continued(ZarrStore):
