@@ -4,6 +4,7 @@ from sgdscope.spectra.densities import Density, density, overlap
 from sgdscope.spectra.lanczos import eigenpairs, rayleigh_ritz
 from sgdscope.spectra.products import Eigenpairs, Estimate
 from sgdscope.spectra.traces import effective_rank, frobenius, trace, trace_and_frobenius
+from sgdscope.spectra.tracking import track
 
 __all__ = [
     "Density",
@@ -17,4 +18,5 @@ __all__ = [
     "rayleigh_ritz",
     "trace",
     "trace_and_frobenius",
+    "track",
 ]

@@ -189,7 +189,7 @@ def _start(products: Products, start: Tensor | None, generator: torch.Generator)
     return fresh.mul_(MIXED).add_(given, alpha=1 / norm)
 
 
-def _held(size: int, wanted: int, keep: int | None, dtype: torch.dtype) -> int:
+def held(size: int, wanted: int, keep: int | None, dtype: torch.dtype) -> int:
     """Basis vectors held at most."""
     least = min(wanted + 2, size)
     if keep is None:
@@ -212,10 +212,10 @@ def krylov_of(products: Products, goal: Goal, keep: int | None, generator: torch
     Returns:
         The space, still without a start.
     """
-    return Krylov(products, _held(products.size, goal.wanted, keep, products.dtype), generator)
+    return Krylov(products, held(products.size, goal.wanted, keep, products.dtype), generator)
 
 
-def run(krylov: Krylov, goal: Goal, budget: int | None, check: int = 0, note: str = "") -> Eigenpairs:
+def run(krylov: Krylov, goal: Goal, budget: int | None, *, check: int = 0, note: str = "") -> Eigenpairs:
     """Run a started Krylov space to its goal.
 
     Args:
@@ -329,7 +329,7 @@ def eigenpairs(
     krylov.begin(_start(products, start, generator))
     asked = 2 * k if which == "both" else k
     note = f"all {size} pairs of the matrix; {asked} were asked for" if asked > size else ""
-    return run(krylov, goal, budget, check, note)
+    return run(krylov, goal, budget, check=check, note=note)
 
 
 def rayleigh_ritz(matvec: Matvec, basis: Tensor, *, which: str = "top") -> Eigenpairs:
