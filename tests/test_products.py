@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sgdscope import landscapes
-from sgdscope.errors import ArgumentError, SurfaceError
+from sgdscope.errors import ArgumentError, DataError, SurfaceError
 from sgdscope.surface import LossSurface
 from test_surface import NETS, N, at, batches, batchnorm_net, examples, mean_loss, mlp, moved, slow, trained
 
@@ -326,3 +326,29 @@ def test_landscapes_give_the_same_methods():
         assert h.products == 2
         with pytest.raises(SurfaceError, match="a landscape is no function of a network's outputs"):
             h.gauss_newton(vectors)
+
+
+def test_rows_and_subsets_are_some_of_the_examples():
+    model, (x, y) = trained(smooth()), examples()
+    surface = LossSurface(model, mean_loss, (x, y), memory=1)
+    theta, chosen = moved(surface), [3, 16, 0, 7, 7]
+    inner = at(model, theta)
+    got = surface.rows(chosen)
+    assert torch.equal(got[0], x[chosen])
+    assert torch.equal(got[1], y[chosen])
+    part = surface.subset(torch.tensor(chosen))
+    assert part.value(theta) == pytest.approx(mean_loss(inner, (x[chosen], y[chosen])).item(), rel=1e-12)
+    assert part.fingerprint()["examples"] == 5
+    assert part.fingerprint()["data"] != surface.fingerprint()["data"]
+    agree(part.hvp(theta, theta), LossSurface(model, mean_loss, (x[chosen], y[chosen])).hvp(theta, theta), 1e-12)
+    with pytest.raises(ArgumentError, match=r"indices: expected numbers in \[0, 17\), at least one, got \[17\]"):
+        surface.rows([17])
+    with pytest.raises(DataError, match="data: they were given in batches"):
+        LossSurface(model, mean_loss, batches()).subset([0, 1])
+    noisy = landscapes.NoisyQuadratic(
+        torch.diag(torch.tensor([2.0, 0.5])), torch.randn(9, 2, generator=torch.Generator().manual_seed(1))
+    )
+    point = torch.tensor([0.3, -1.2], dtype=torch.float64)
+    assert noisy.subset([1, 4]).value(point) == pytest.approx(float(noisy.losses(point)[[1, 4]].mean()), rel=1e-12)
+    with pytest.raises(ArgumentError, match="indices: expected numbers"):
+        noisy.subset([9])

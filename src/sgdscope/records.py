@@ -235,6 +235,12 @@ class Surface(Protocol):
     def on_batch(self, batch: Any) -> Surface:
         """The same surface on one training batch, in training mode (BatchNorm on the batch's own statistics)."""
 
+    def rows(self, indices: Sequence[int] | Tensor) -> Any:
+        """Some of the examples as a batch for `on_batch`; raises `DataError` where there are no single examples."""
+
+    def subset(self, indices: Sequence[int] | Tensor) -> Surface:
+        """The same surface on some of the examples; raises `DataError` where there are no single examples."""
+
     def fingerprint(self) -> dict[str, Any]:
         """JSON types: what was measured on (N, hash of the data, BatchNorm mode, dtype)."""
 

@@ -168,6 +168,17 @@ class Landscape(ABC):
         """The mean loss over the named examples; the surface itself where there is no noise."""
         return self
 
+    def rows(self, indices: Sequence[int] | Tensor) -> Tensor:
+        """Some of the examples as a batch: their indices, int64."""
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        if chosen.ndim != 1 or not len(chosen) or int(chosen.min()) < 0 or int(chosen.max()) >= self.examples:
+            raise ArgumentError(f"indices: expected numbers in [0, {self.examples}), at least one, got {indices!r}")
+        return chosen
+
+    def subset(self, indices: Sequence[int] | Tensor) -> Landscape:
+        """The mean loss over some of the examples; the surface itself where there is no noise."""
+        return self.on_batch(self.rows(indices))
+
     def fingerprint(self) -> dict[str, Any]:
         """JSON types: class, examples N, hash of the constants, dtype."""
         digest = xxhash.xxh3_64()

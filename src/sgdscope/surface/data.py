@@ -130,18 +130,29 @@ class Batches:
         known = [size for size in self.sizes if size is not None]
         return sum(known) if len(known) == len(self.sizes) else None
 
-    def recut(self, size: int) -> Batches:
-        """Cut the same examples, in their order, into other batches; the weights are their numbers of examples.
+    def joined(self) -> Any:
+        """Join all batches into one, in the order of the examples.
+
+        Returns:
+            A batch of N examples.
+        """
+        columns = zip(*(list(arrays(item)) for item in self.items), strict=True)
+        leaves = iter([torch.cat([torch.as_tensor(part) for part in column]) for column in columns])
+        return map_tensors(lambda _: next(leaves), self.items[0])
+
+    def recut(self, size: int, rows: Tensor | None = None) -> Batches:
+        """Cut the same examples, or some of them, into other batches; the weights are their numbers of examples.
 
         Args:
             size: the most examples in a batch.
+            rows: int64, which examples; None for all, in their order.
 
         Returns:
             ceil(N / size) batches.
         """
-        columns = zip(*(list(arrays(item)) for item in self.items), strict=True)
-        joined = iter([torch.cat([torch.as_tensor(part) for part in column]) for column in columns])
-        whole = map_tensors(lambda _: next(joined), self.items[0])
+        whole = self.joined()
+        if rows is not None:
+            whole = map_tensors(lambda t: t[rows.to(t.device)], whole)
         n = leading(whole) or 0
         ends = np.linspace(0, n, math.ceil(n / size) + 1).round().astype(int)
         pieces = [map_tensors(lambda t, a=a, b=b: t[a:b], whole) for a, b in pairwise(ends)]  # type: ignore[misc]  # default arguments

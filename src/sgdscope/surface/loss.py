@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +12,9 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sgdscope.errors import ArgumentError
+from sgdscope.errors import ArgumentError, DataError
 from sgdscope.records import Line
+from sgdscope.surface.construction import LARGEST_BATCH, STATISTICS_BATCH, BatchNorm, batch_size, check_arguments
 from sgdscope.surface.data import Batches, Weight, at_least_two, collect, count, cut, leading, map_tensors
 from sgdscope.surface.examples import Way, decide, losses_of
 from sgdscope.surface.private import Loss, Mode, PrivateModel, undisturbed
@@ -22,13 +22,8 @@ from sgdscope.surface.products import Linearized
 from sgdscope.surface.proof import SEED, generic_point, lay_out, prove
 from sgdscope.surface.twins import Twins
 
-BatchNorm = Literal["eval", "batch", "recalibrate"]
 Buffers = Mapping[str, Tensor]
 
-CPU_MEMORY = 16 * 2**20  # bytes of activations a batch: on one core 64 examples of a small CNN and 1024 of an MLP were fastest
-CUDA_MEMORY = 2**30
-LARGEST_BATCH = 4096
-STATISTICS_BATCH = 256  # where the batch size changes the value (BatchNorm on batch statistics)
 PROOF_EXAMPLES = 8  # few, so that few kinks of ReLUs lie within a step of the differences, and the proof is cheap
 
 
@@ -92,7 +87,7 @@ class LossSurface:
         memory: int | None = None,
         group: dist.ProcessGroup | None = None,
     ) -> None:
-        _check_arguments(model, loss, batchnorm, dtype, weight_decay, memory)
+        check_arguments(model, loss, batchnorm, dtype, weight_decay, memory)
         examples = count(data)
         self._batchnorm: BatchNorm = batchnorm
         self._dtype, self._decay, self._group = dtype, float(weight_decay), group
@@ -104,7 +99,7 @@ class LossSurface:
         with undisturbed(home, grad=True):
             self._net = PrivateModel(model, loss, parameters, dtype, device)
             self.layout = self._net.layout
-            items: Iterable[Any] = collect(data) if examples is None else cut(data, self._batch_size(data, examples, memory))
+            items: Iterable[Any] = collect(data) if examples is None else cut(data, self._size(data, examples, memory))
             self._batches = Batches.of((self._adopt(item) for item in items), weight)
             self._total = float(self._sum(np.array([self._batches.weights.sum()]))[0])
             self._examples = self._count()
@@ -120,6 +115,13 @@ class LossSurface:
     def _mode(self) -> Mode:
         return "batch" if self._batchnorm == "batch" else "eval"
 
+    def _size(self, data: Any, examples: int, memory: int | None) -> int:
+        if self._batchnorm == "batch" and memory is None:
+            return STATISTICS_BATCH
+        probe = self._adopt(cut(data, 32)[0])
+        largest = STATISTICS_BATCH if self._batchnorm == "batch" else LARGEST_BATCH
+        return min(largest, batch_size(self._net, probe, min(32, examples), memory, self._mode))
+
     def _adopt(self, batch: Any) -> Any:
         """Copy a batch to the surface's device and, floating point parts, to its dtype."""
 
@@ -128,27 +130,6 @@ class LossSurface:
             return tensor.detach().to(self._net.device, dtype, copy=True)
 
         return map_tensors(move, batch)
-
-    def _batch_size(self, data: Any, examples: int, memory: int | None) -> int:
-        """How many examples a batch takes: the activations that autograd would keep, held against the memory."""
-        if self._batchnorm == "batch" and memory is None:
-            return STATISTICS_BATCH
-        probe = self._adopt(cut(data, 32)[0])
-        kept: dict[int, int] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        self._net.set_mode(self._mode)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            self._net.call(probe, leading(probe))
-        fixed = {t.untyped_storage().data_ptr() for t in (*self._net.module.parameters(), *self._net.buffers)}
-        one = sum(size for place, size in kept.items() if place not in fixed) / min(32, examples)
-        limit = memory or (CUDA_MEMORY if self._net.device.type == "cuda" else CPU_MEMORY)
-        size: int = 2 ** max(0, math.floor(math.log2(max(limit / max(one, 1.0), 1.0))))
-        return min(size, LARGEST_BATCH if self._batchnorm != "batch" else STATISTICS_BATCH)
 
     def _sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Add up over the process group."""
@@ -439,6 +420,49 @@ class LossSurface:
         other._way = way if parted else "batches"
         return other
 
+    def rows(self, indices: Sequence[int] | Tensor) -> Any:
+        """Take examples out of the data as one batch, for `on_batch`; such as a mini-batch drawn at random.
+
+        Args:
+            indices: of examples, at least one, each in [0, N).
+
+        Returns:
+            The batch, copied.
+
+        Raises:
+            DataError: the data came in batches that cannot be taken apart.
+            ArgumentError: an index is out of range.
+        """
+        return self._subset(indices, at_most=self._examples or 1).items[0]
+
+    def subset(self, indices: Sequence[int] | Tensor) -> LossSurface:
+        """The same surface on some of the examples, in the same BatchNorm mode; it shares the private copy and is cheap.
+
+        Args:
+            indices: of examples, at least two, each in [0, N).
+
+        Returns:
+            The surface; its value is the mean loss of those examples.
+
+        Raises:
+            DataError: the data came in batches that cannot be taken apart.
+            ArgumentError: an index is out of range.
+        """
+        other = copy.copy(self)
+        other._batches = self._subset(indices, at_most=max(size or 1 for size in self._batches.sizes))
+        other._total, other._hash, other._group = float(other._batches.weights.sum()), None, None
+        other._examples = other._batches.examples
+        at_least_two(other._examples)
+        return other
+
+    def _subset(self, indices: Sequence[int] | Tensor, at_most: int) -> Batches:
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        if self._examples is None or self._group is not None or not self._twins.cut:
+            raise DataError("data: they were given in batches; pass a Dataset or tensors, so that single examples can be taken")
+        if chosen.ndim != 1 or not len(chosen) or int(chosen.min()) < 0 or int(chosen.max()) >= self._examples:
+            raise ArgumentError(f"indices: expected numbers in [0, {self._examples}), at least one, got {indices!r}")
+        return self._batches.recut(at_most, chosen)
+
     def fingerprint(self) -> dict[str, Any]:
         """Describe what is measured on.
 
@@ -465,21 +489,3 @@ class LossSurface:
             "proof": self._proof,
             "memory_format": self._format,
         }
-
-
-def _check_arguments(
-    model: Any, loss: Any, batchnorm: str, dtype: torch.dtype | None, weight_decay: float, memory: int | None
-) -> None:
-    """Refuse what cannot be meant, before anything is copied."""
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    if not callable(loss):
-        raise ArgumentError(f"loss: expected a callable loss(model, batch), got {type(loss).__name__}")
-    if batchnorm not in get_args(BatchNorm):
-        raise ArgumentError(f"batchnorm: expected one of {', '.join(get_args(BatchNorm))}, got {batchnorm!r}")
-    if dtype is not None and not dtype.is_floating_point:
-        raise ArgumentError(f"dtype: expected a real floating point dtype such as torch.float64, got {dtype}")
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise ArgumentError(f"weight_decay: expected a finite number >= 0, got {weight_decay}")
-    if memory is not None and memory < 1:
-        raise ArgumentError(f"memory: expected a positive number of bytes, got {memory}")

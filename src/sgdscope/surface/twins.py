@@ -26,7 +26,7 @@ class Twins:
     """
 
     def __init__(self, net: PrivateModel, first: Any, *, cut: bool) -> None:
-        self._net, self._first, self._cut = net, first, cut
+        self._net, self._first, self.cut = net, first, cut
         self._spare: list[PrivateModel] = []
         self._way: str | None = None
         self._bytes: float | None = None
@@ -50,7 +50,7 @@ class Twins:
         Raises:
             ArgumentError: the batches were given, or their examples mix, or size is below 1.
         """
-        if size < 1 or not self._cut or (mixes and self._net.normalised):
+        if size < 1 or not self.cut or (mixes and self._net.normalised):
             why = "at least 1" if size < 1 else "None: the batches were given as they are, or mix their examples"
             raise ArgumentError(f"chunk: expected {why}, got {size}")
         return batches.recut(size)
