@@ -16,6 +16,33 @@ NAMES = ["valley", "motion", *(n for n in quantities if n not in {"valley", "mot
 THOROUGH = {"valley": {"projection": True, "decay": True, "break_even": True}}
 
 
+class ScaledHessian:
+    """c x a linearization."""
+
+    def __init__(self, inner, factor):
+        self.inner, self.factor = inner, factor
+        self.value, self.gradient = factor * inner.value, factor * inner.gradient
+
+    @property
+    def products(self):
+        return self.inner.products
+
+    def hvp(self, vectors):
+        return self.factor * self.inner.hvp(vectors)
+
+    def gauss_newton(self, vectors):
+        return self.factor * self.inner.gauss_newton(vectors)
+
+    def close(self):
+        self.inner.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+
 class Scaled:
     """c x another surface."""
 
@@ -37,6 +64,15 @@ class Scaled:
 
     def hvp(self, theta, vectors, buffers=None):
         return self.factor * self.surface.hvp(theta, vectors)
+
+    def linearized(self, theta, buffers=None):
+        return ScaledHessian(self.surface.linearized(theta), self.factor)
+
+    def rows(self, indices):
+        return self.surface.rows(indices)
+
+    def subset(self, indices):
+        return Scaled(self.surface.subset(indices), self.factor)
 
     def per_example_grads(self, theta, indices=None, buffers=None):
         return self.factor * self.surface.per_example_grads(theta, indices)
