@@ -127,6 +127,17 @@ def test_a_repeated_value_shows_once_without_and_fully_with_a_check():
     assert overlap(all_three.vectors, torch.linalg.eigh(matrix).eigenvectors[:, -3:]) > 1 - 1e-9
 
 
+@pytest.mark.parametrize("keep", [7, 12])
+def test_a_check_and_restarts_go_together(keep):
+    values = torch.cat([torch.linspace(-1.0, 1.0, 80, dtype=F64), torch.tensor([1.9, 1.9, 1.5, 1.5, 1.2], dtype=F64)])
+    matrix = dense(values)
+    found = eigenpairs(Counted(matrix), len(values), 4, tolerance=1e-6, dtype=F64, check=15, keep=keep)
+    torch.testing.assert_close(found.values, torch.tensor([1.9, 1.9, 1.5, 1.5], dtype=F64), rtol=1e-9, atol=0)
+    true = residuals(matrix, found)
+    assert bool((true <= 1.5 * found.residuals).all())
+    assert bool((found.residuals <= 1e-6 * found.values).all())
+
+
 def test_a_check_that_finds_nothing_costs_its_products_and_changes_nothing():
     values = SPECTRA["negative dominant"]
     plain = eigenpairs(Counted(dense(values)), len(values), 2, dtype=F64)

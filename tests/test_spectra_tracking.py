@@ -119,8 +119,10 @@ def test_values_near_zero_do_no_harm():
     before = eigenpairs(lambda v: values * v, 43, 3, tolerance=1e-6, dtype=F64)
     found = track(lambda v: (values + 0.01) * v, before)
     torch.testing.assert_close(found.values, torch.tensor([3.01, 0.01, 0.01], dtype=F64), rtol=1e-3, atol=0)
-    zero = eigenpairs(torch.zeros_like, 9, 2, dtype=F64)
-    assert track(torch.zeros_like, zero).values.tolist() == [0.0, 0.0]
+    for dtype in (torch.float32, F64):
+        zero = eigenpairs(torch.zeros_like, 9, 2, dtype=dtype)
+        assert track(torch.zeros_like, zero).values.tolist() == [0.0, 0.0]
+        assert track(torch.zeros_like, eigenpairs(torch.zeros_like, 9, 1, dtype=dtype)).values.tolist() == [0.0]
 
 
 def test_an_outlier_from_elsewhere_is_found_when_lanczos_runs():
