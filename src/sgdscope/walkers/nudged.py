@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import xxhash
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from sgdscope.contracts import Source, walker
 from sgdscope.errors import ArgumentError, Outcome
 from sgdscope.records import Surface
-from sgdscope.spectra import Eigenpairs, eigenpairs, overlap
+from sgdscope.spectra import Eigenpairs, eigenpairs, overlap, track
 from sgdscope.vector import Layout, inner_module, select_buffers, select_parameters
 
 Where = Literal["update", "gradient", "both", "noise"]
@@ -36,6 +36,7 @@ _RANGES = {
     "burn_in": ">= 0",
     "steps_per_epoch": ">= 1",
 }
+COLD = 10  # every so many refreshes start from a random vector: a warm one cannot see an outlier that came from elsewhere
 _KEYS = ("basis", "root", "nudged")  # what this walker adds to the state of the base
 
 
@@ -165,6 +166,7 @@ class NudgedSGD(Optimizer):
         residuals: [k] float64, |A e - lambda e|, with them.
         refreshed_at: the update, counted from 0, before which the directions were last measured; None before the first refresh.
         staleness: 1 - |E_old' E_new|_F^2 / k at the last refresh, 0 if the span did not move; NaN before the second.
+        refreshes: how many there were; the first and every tenth start cold, the others from the directions in force.
         products: Hessian products so far, all refreshes together.
         outcome: of the last refresh; directions that did not converge are used nonetheless.
         reason: what became of it, in words.
@@ -218,10 +220,10 @@ class NudgedSGD(Optimizer):
         self._index = {name: number for number, name in enumerate(_names(base, model, self._layout))}
         self._params = {name: own[name] for name in self._layout.names}
         self._preconditioned = _preconditioned(precondition, base, where)
-        self._model, self._surface = model, cast("Any", surface)
+        self._model, self._surface = model, surface
         self._k, self._gamma, self._period, self._burn_in = k, float(gamma), _period(every, steps_per_epoch), burn_in
         self._where, self._variant, self._threshold = where, variant, float(threshold)
-        self._tolerance, self._budget = float(tolerance), budget
+        self._solver: dict[str, Any] = {"tolerance": float(tolerance), "budget": budget}
         self._rows: Tensor | None = None  # E' [k, P], contiguous (its layout decides the last bits), in the dtype of the products
         self._root: Tensor | None = None  # [P], D^(1/2)
         seed = 0 if generator is None else int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
@@ -240,7 +242,7 @@ class NudgedSGD(Optimizer):
 
     def _told(self) -> dict[str, Any]:
         """What the walk depends on, and what happened, beside base and the directions; JSON types."""
-        told: dict[str, Any] = {key: getattr(self, key) for key in ("refreshed_at", "products", "reason")}
+        told: dict[str, Any] = {key: getattr(self, key) for key in ("refreshed_at", "refreshes", "products", "reason")}
         told |= {"eigenvalues": self.eigenvalues.tolist(), "residuals": self.residuals.tolist(), "outcome": int(self.outcome)}
         told["staleness"] = None if math.isnan(self.staleness) else self.staleness
         return told | {"seed": self._seed, "step": self._step}
@@ -248,7 +250,8 @@ class NudgedSGD(Optimizer):
     def _take(self, told: Mapping[str, Any]) -> None:
         """Take what `_told` gave; what is missing is as before the first update."""
         self._seed, self._step = int(told["seed"]), int(told.get("step", 0))
-        self.refreshed_at, self.products = told.get("refreshed_at"), int(told.get("products", 0))
+        self.refreshed_at, self.refreshes = told.get("refreshed_at"), int(told.get("refreshes", 0))
+        self.products = int(told.get("products", 0))
         self.eigenvalues = torch.tensor(told.get("eigenvalues", []), dtype=torch.float64)
         self.residuals = torch.tensor(told.get("residuals", []), dtype=torch.float64)
         self.staleness = math.nan if (staleness := told.get("staleness")) is None else float(staleness)
@@ -336,7 +339,8 @@ class NudgedSGD(Optimizer):
         """gamma_i, [k] float64."""
         if self._variant == "adaptive":
             lr = max(float(group["lr"]) for group in self.param_groups)
-            values = self.eigenvalues.clamp(min=torch.finfo(torch.float64).tiny)
+            known = self.eigenvalues if len(self.eigenvalues) else torch.zeros(self._k, dtype=torch.float64)
+            values = known.clamp(min=torch.finfo(torch.float64).tiny)
             return (self._threshold / (lr * values)).clamp(max=1.0)
         return torch.full((self._k,), 0.0 if self._variant == "bulk" else self._gamma, dtype=torch.float64)
 
@@ -388,26 +392,23 @@ class NudgedSGD(Optimizer):
         self.staleness = math.nan if self._rows is None else 1.0 - overlap(self._rows.T, pairs.vectors)
         self._rows, self._root, self.refreshed_at = pairs.vectors.T.contiguous(), root, self._step
         self.eigenvalues, self.residuals = pairs.values, pairs.residuals
-        self.products += pairs.products
+        self.refreshes, self.products = self.refreshes + 1, self.products + pairs.products
         self.outcome, self.reason = pairs.outcome, pairs.reason
 
     def _measured_pairs(self, theta: Tensor, root: Tensor | None) -> Eigenpairs | None:
         """The top eigenpairs at theta; None where theta, gradient or products are not finite."""
         try:
             with self._surface.linearized(_finite(theta), select_buffers(self._model)) as h:
-                gradient = _finite(h.gradient.to(theta))
-                start = self._rows.sum(0) if self._rows is not None else gradient if root is None else gradient / root
-                return eigenpairs(
-                    lambda v: _finite(h.hvp(v) if root is None else h.hvp(v / root) / root),
-                    self._layout.size,
-                    self._k,
-                    tolerance=self._tolerance,
-                    budget=self._budget,
-                    start=start if bool(start.any()) else None,
-                    generator=self._generator("directions"),
-                    dtype=theta.dtype,
-                    device=theta.device,
-                )
+                start, told = _finite(h.gradient.to(theta)), self._solver | {"generator": self._generator("directions")}
+
+                def matvec(v: Tensor) -> Tensor:
+                    return _finite(h.hvp(v) if root is None else h.hvp(v / root) / root)
+
+                if self._rows is not None and len(self.eigenvalues) and self.refreshes % COLD:
+                    return track(matvec, Eigenpairs(self.eigenvalues, self._rows.T, self.residuals, 0), **told)
+                start = start if root is None else start / root
+                told |= {"start": start if self._rows is None and bool(start.any()) else None}
+                return eigenpairs(matvec, self._layout.size, self._k, dtype=theta.dtype, device=theta.device, **told)
         except _NotFiniteError:
             return None
 
