@@ -56,15 +56,13 @@ def _show(table: list[dict[str, object]]) -> None:
     shown = Table(
         title=f"ours / peer, torch {torch.__version__}, 1 thread; processor time with set-up; [range over training seeds]"
     )
-    for column in ("task", "network", "what", "ratio", "range", "n", "at the first seed"):
+    for column in ("task", "network", "what", "ratio", "range", "n"):
         shown.add_column(column)
     for row in table:
         span = f"[{row['low']:.3g}..{row['high']:.3g}]"
         where = f"{row['net']} {row['stage']}"
-        shown.add_row(
-            str(row["task"]), where, str(row["what"]), f"{row['ratio']:.3g}", span, str(row["points"]), str(row["note"])
-        )
-    Console(width=200).print(shown)
+        shown.add_row(str(row["task"]), where, str(row["what"]), f"{row['ratio']:.3g}", span, str(row["points"]))
+    Console(width=150).print(shown)
 
 
 def main() -> None:

@@ -44,10 +44,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Entrant:
-    """A tool with options in a round."""
+    """A tool with options in a round, which it sits out after so many `repeats`."""
 
     tool: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    repeats: int = 100
 
 
 class Worker:
@@ -78,7 +79,7 @@ class Worker:
         line = self._process.stdout.readline() if self._process.stdout else ""
         return json.loads(line) if line else {"error": f"ended, see {self._log.name}"}
 
-    def ask(self, task: str, point: Point, chunk: int, options: Mapping[str, Any]) -> Answer:
+    def ask(self, task: str, point: Point, chunk: int, options: Mapping[str, Any], save: Path | None = None) -> Answer:
         """Have a task done.
 
         Args:
@@ -86,13 +87,14 @@ class Worker:
             point: where.
             chunk: examples at once; 0 for all.
             options: of the task.
+            save: where eigenpairs go.
 
         Returns:
             The answer; ``error`` where there is none.
         """
         if self.fault or self._process.stdin is None:
             return {"error": self.fault}
-        request = {"task": task, "work": str(point.path), "chunk": chunk, "options": dict(options)}
+        request = {"task": task, "work": str(point.path), "chunk": chunk, "options": dict(options), "save": save and str(save)}
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
@@ -172,9 +174,9 @@ class Session:
         finally:
             worker.close()
 
-    def ask(self, task: str, point: Point, entrant: Entrant, **more: Any) -> Answer:
+    def ask(self, task: str, point: Point, entrant: Entrant, save: Path | None = None, **more: Any) -> Answer:
         """Have one task done by a warm process; what fails is said."""
-        found = self.worker(entrant.tool).ask(task, point, self.chunk(point), {**entrant.options, **more})
+        found = self.worker(entrant.tool).ask(task, point, self.chunk(point), {**entrant.options, **more}, save)
         if "error" in found:
             print(f"  {entrant.tool}, {task} on {point.net} {point.stage}: no answer: {found['error']}", flush=True)
         return found
@@ -199,7 +201,8 @@ class Session:
         labels = list(there)
         for repeat in range(self._repeats or NETS[point.net].repeats):
             for label in labels[repeat % len(labels) :] + labels[: repeat % len(labels)]:
-                answers[label].append(self.ask(task, point, there[label], seed=repeat))
+                if repeat < there[label].repeats:
+                    answers[label].append(self.ask(task, point, there[label], pairs_of(label), seed=repeat))
         return {label: good for label, found in answers.items() if (good := [a for a in found if "error" not in a])}
 
     def row(self, task: str, point: Point, what: str, ratio: float, note: str = "") -> None:
@@ -211,6 +214,11 @@ class Session:
         """End all processes."""
         for worker in self._workers.values():
             worker.close()
+
+
+def pairs_of(label: str) -> Path:
+    """Where the last eigenpairs of an entrant are."""
+    return FOLDER / f"pairs {label}.pt"
 
 
 def middle(answers: Sequence[Answer], name: str = "seconds") -> float:

@@ -101,12 +101,20 @@ def _memory(field: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(field))
 
 
+def _saved(found: dict[str, Any], path: str | None) -> dict[str, Any]:
+    """Take the pairs (values [k], vectors [P, k]) out of what was found, and save them where the driver asks."""
+    pairs = found.pop("pairs", None)
+    if path and pairs:
+        torch.save({name: torch.as_tensor(part) for name, part in zip(("values", "vectors"), pairs, strict=True)}, path)
+    return found
+
+
 def answer(tasks: Mapping[str, Task], request: dict[str, Any]) -> dict[str, Any]:
     """Do one task.
 
     Args:
         tasks: name -> function of the work and the options.
-        request: ``task``, ``work`` (a path), ``chunk``, ``options``.
+        request: ``task``, ``work`` (a path), ``chunk``, ``options``, ``save`` (where eigenpairs go).
 
     Returns:
         What the task found, ``seconds`` of processor time and ``peak``, bytes over what was in use before; or ``error``.
@@ -117,17 +125,11 @@ def answer(tasks: Mapping[str, Task], request: dict[str, Any]) -> dict[str, Any]
         base, start = _memory("VmRSS"), time.process_time()
         with sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no second derivative
             found = tasks[request["task"]](work, **request.get("options", {}))
-        return {"seconds": time.process_time() - start, "peak": _memory("VmHWM") - base, **found}
+        used = {"seconds": time.process_time() - start, "peak": _memory("VmHWM") - base}
+        return used | _saved(found, request.get("save"))
     except Exception as error:
         traceback.print_exc()
         return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
-
-
-def keep(path: str | None, values: Any, vectors: Any) -> dict[str, Any]:
-    """Save eigenpairs for the driver's check, where it asks; vectors [P, k]."""
-    if path:
-        torch.save({"values": torch.as_tensor(values), "vectors": torch.as_tensor(vectors)}, path)
-    return {"values": [float(v) for v in values]}
 
 
 def serve(tasks: Mapping[str, Task]) -> None:

@@ -34,6 +34,32 @@ def _errors(session: Session, point: Point, entrant: Entrant, exact: float) -> d
     return found
 
 
+def _needed(errors: dict[int, float]) -> float | None:
+    """Products at the target, from the two budgets around it: log error is taken as linear in log budget."""
+    last = [(math.log(n), math.log(e / TARGET)) for n, e in errors.items()][-2:]
+    if not last or last[-1][1] > 0:
+        return None
+    if len(last) == 1:
+        return math.exp(last[0][0])
+    (a, above), (b, below) = last
+    return math.exp(a + (b - a) * above / (above - below))
+
+
+def _rows(session: Session, point: Point) -> None:
+    exact = exact_trace(exact_work(point))
+    errors = {
+        label: _errors(session, point, entrant, exact)
+        for label, entrant in ENTRANTS.items()
+        if session.has(entrant.tool) and (point.net == "mlp" or label != "PyHessian")
+    }
+    shown = {label: ", ".join(f"{n}: {100 * e:.1f} %" for n, e in found.items()) for label, found in errors.items()}
+    needed = {label: count for label, found in errors.items() if (count := _needed(found)) is not None}
+    for own in [own for own in ("ours", "ours, top-10 known") if own in needed]:
+        for label in [label for label in needed if not label.startswith("ours")]:
+            ratio, note = needed[own] / needed[label], f"ours: {shown[own]}; {label}: {shown[label]}"
+            session.row("trace", point, f"{own}: products to 5 % / {label}", ratio, note)
+
+
 def run(session: Session) -> None:
     """The networks whose exact trace has a formula: the MLP at every point, the CNN in mid training.
 
@@ -42,14 +68,4 @@ def run(session: Session) -> None:
     """
     for net, stages, seeds in (("mlp", None, None), ("cnn", ("mid",), (1,))):
         for point in session.points(net, stages=stages, seeds=seeds) if net in session.nets else []:
-            exact = exact_trace(exact_work(point))
-            needed: dict[str, int] = {}
-            for label, entrant in ENTRANTS.items():
-                if session.has(entrant.tool) and (net == "mlp" or label != "PyHessian"):
-                    errors = _errors(session, point, entrant, exact)
-                    print(f"  {label}: " + ", ".join(f"{n}: {100 * e:.1f} %" for n, e in errors.items()), flush=True)
-                    needed.update({label: max(errors)} if min(errors.values(), default=1.0) <= TARGET else {})
-            for own in ("ours", "ours, top-10 known"):
-                for label in [label for label in needed if own in needed and not label.startswith("ours")]:
-                    note = f"{needed[own]} and {needed[label]}"
-                    session.row("trace", point, f"{own}: products to 5 % / {label}", needed[own] / needed[label], note)
+            _rows(session, point)

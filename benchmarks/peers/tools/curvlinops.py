@@ -11,7 +11,7 @@ from curvlinops import HessianLinearOperator, hutchpp_trace, xtrace
 from curvlinops.papyan2020traces.spectrum import fast_lanczos
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-from benchmarks.peers.worker import Work, criterion, keep, serve
+from benchmarks.peers.worker import Work, criterion, serve
 
 TRACES: dict[str, Callable[..., Any]] = {"xtrace": xtrace, "hutch++": hutchpp_trace}
 
@@ -20,9 +20,7 @@ def _hessian(work: Work) -> HessianLinearOperator:
     return HessianLinearOperator(work.model, criterion, list(work.model.parameters()), work.batches())
 
 
-def eigenpairs(
-    work: Work, *, k: int, tolerance: float, seed: int, ncv: int | None = None, save: str | None = None
-) -> dict[str, Any]:
+def eigenpairs(work: Work, *, k: int, tolerance: float, seed: int, ncv: int | None = None) -> dict[str, Any]:
     """The k algebraically largest, from a random start."""
     hessian = _hessian(work).to_scipy()
     products = 0
@@ -35,7 +33,7 @@ def eigenpairs(
     start = np.random.default_rng(seed).standard_normal(len(work.theta)).astype(np.float32)
     counted = LinearOperator(hessian.shape, matvec=multiply, dtype=hessian.dtype)
     values, vectors = eigsh(counted, k=k, which="LA", tol=tolerance, v0=start, ncv=ncv)
-    return {"products": products, **keep(save, values[::-1].copy(), vectors[:, ::-1].copy())}
+    return {"products": products, "pairs": (values[::-1].copy(), vectors[:, ::-1].copy())}
 
 
 def trace(work: Work, *, method: str, products: int, seeds: list[int]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from hessian_eigenthings import HessianOperator, lanczos, lanczos_tridiagonal, s
 from hessian_eigenthings import trace as estimate
 from torch import Tensor
 
-from benchmarks.peers.worker import Work, criterion, keep, serve
+from benchmarks.peers.worker import Work, criterion, serve
 
 
 class _Counted(HessianOperator):
@@ -24,7 +24,7 @@ def _hessian(work: Work) -> _Counted:
     return _Counted(work.model, [(work.x, work.y)], supervised_loss(criterion))  # unequal batches would weigh the same
 
 
-def eigenpairs(work: Work, *, k: int, tolerance: float, seed: int, save: str | None = None) -> dict[str, Any]:
+def eigenpairs(work: Work, *, k: int, tolerance: float, seed: int) -> dict[str, Any]:
     """The k algebraically largest; without a stopping rule, so its length doubles from 3 k (15 at least) until all converge."""
     hessian, length = _hessian(work), max(3 * k, 15)
     while True:
@@ -32,7 +32,7 @@ def eigenpairs(work: Work, *, k: int, tolerance: float, seed: int, save: str | N
         if found.converged.all() or length > 400:
             break
         length *= 2
-    return {"products": hessian.products, **keep(save, found.eigenvalues, found.eigenvectors.T)}
+    return {"products": hessian.products, "pairs": (found.eigenvalues, found.eigenvectors.T)}
 
 
 def trace(work: Work, *, method: str, products: int, seeds: list[int]) -> dict[str, Any]:
@@ -45,9 +45,9 @@ def trace(work: Work, *, method: str, products: int, seeds: list[int]) -> dict[s
 def density(work: Work, *, probes: int, steps: int, seed: int) -> dict[str, Any]:
     """Nodes and weights of its Lanczos runs, reorthogonalised as its spectral density does by default."""
     hessian, nodes, weights = _hessian(work), [], []
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(probes):
-        start = torch.randn(hessian.size, generator=generator)
+    for number in range(probes):
+        generator = torch.Generator().manual_seed(1000 * seed + number)
+        start = torch.randint(0, 2, (hessian.size,), generator=generator).float() * 2 - 1
         found = lanczos_tridiagonal(hessian, start, steps)
         matrix = found.alphas.diag() + found.betas.diag(1) + found.betas.diag(-1)
         values, vectors = torch.linalg.eigh(matrix)

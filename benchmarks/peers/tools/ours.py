@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.peers.worker import Work, criterion, keep, serve, shuffled
+from benchmarks.peers.worker import Work, criterion, serve, shuffled
 from sgdscope import spectra
 from sgdscope.surface import LossSurface
 
@@ -41,11 +41,11 @@ def chunk(work: Work) -> dict[str, Any]:
     return {"chunk": _surface(work).fingerprint()["batch_size"]}
 
 
-def eigenpairs(work: Work, *, k: int, tolerance: float, seed: int, save: str | None = None) -> dict[str, Any]:
+def eigenpairs(work: Work, *, k: int, tolerance: float, seed: int) -> dict[str, Any]:
     """The k algebraically largest, from the gradient."""
     with _product(work) as (matvec, size, gradient):
         found = spectra.eigenpairs(matvec, size, k, tolerance=tolerance, start=gradient, generator=_generator(seed))
-    return {"products": found.products, **keep(save, found.values, found.vectors)}
+    return {"products": found.products, "pairs": (found.values, found.vectors)}
 
 
 def trace(work: Work, *, method: str | None, products: int, seeds: list[int], known: int = 0) -> dict[str, Any]:

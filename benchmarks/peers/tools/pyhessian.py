@@ -8,7 +8,7 @@ import torch
 from pyhessian import hessian
 from torch import Tensor
 
-from benchmarks.peers.worker import Work, criterion, keep, serve
+from benchmarks.peers.worker import Work, criterion, serve
 
 
 def _eig(matrix: Tensor, eigenvectors: bool) -> tuple[Tensor, Tensor]:
@@ -32,14 +32,13 @@ def eigenpairs(
     stop: float = 1e-3,
     limit: int = 100,
     seed: int,
-    save: str | None = None,
 ) -> dict[str, Any]:
     """The k largest in magnitude; `stop` is the relative change of an eigenvalue, as it knows no residual."""
     torch.manual_seed(seed)
     computation = _hessian(work)
     values, vectors = computation.eigenvalues(maxIter=limit, tol=stop, top_n=k)
     columns = torch.stack([torch.cat([part.reshape(-1) for part in vector]) for vector in vectors], 1)
-    return {"products": None, **keep(save, values, columns.detach())}
+    return {"products": None, "pairs": (values, columns.detach())}
 
 
 def trace(work: Work, *, method: str, products: int, seeds: list[int]) -> dict[str, Any]:
