@@ -249,6 +249,12 @@ def _no_batch(step: int) -> Any:
     raise NotAvailableError(f"the batch of step {step} was not recorded; record with batches='bursts', or by sgdscope run")
 
 
+def _no_moments(step: int) -> Any:
+    raise NotAvailableError(
+        f"the optimizer's second moments at step {step} were not recorded; runs made by sgdscope run have them"
+    )
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """A recorded walk, read-only and lazy.
@@ -260,6 +266,7 @@ class Trajectory:
         read_snapshot: returns the snapshot of a step; raises `NotAvailableError`.
         read_batch: returns the batch of a step as the loop saw it.
         path: the run directory, None in memory.
+        read_preconditioner: returns what Adam and its family divide an update by.
     """
 
     header: Header
@@ -268,6 +275,7 @@ class Trajectory:
     read_snapshot: Callable[[int], Snapshot]
     read_batch: Callable[[int], Any] = _no_batch
     path: Path | None = None
+    read_preconditioner: Callable[[int], Tensor] = _no_moments
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -317,6 +325,20 @@ class Trajectory:
             NotAvailableError: batches were not recorded.
         """
         return self.read_batch(int(step))
+
+    def preconditioner(self, step: int) -> Tensor:
+        """Read D = sqrt(v / (1 - beta2^t)) + eps, by which Adam and its family divide, as it stands before update `step`.
+
+        Args:
+            step: t >= 1.
+
+        Returns:
+            D [P], float64, a copy.
+
+        Raises:
+            NotAvailableError: the optimizer has none, or its state was not recorded.
+        """
+        return self.read_preconditioner(int(step)).double()
 
     def between(self, first: int, last: int) -> Trajectory:
         """Restrict the walk to the snapshots first..last, both included; the scalars stay whole.

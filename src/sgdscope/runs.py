@@ -44,7 +44,7 @@ def open_trajectory(path: str | Path, *, data_dir: str | Path | None = None) -> 
         raise CorruptRunError(f"{path}: the settings hold no valid experiment: {error}") from error
     replayer = Replayer(replace(stored, path=Path(path)), experiment, data_dir)
     if experiment.record.mode == "snapshots":
-        return replace(stored, read_batch=replayer.batch)
+        return replace(stored, read_batch=replayer.batch, read_preconditioner=replayer.preconditioner)
     at_hand = frozenset(stored.snapshot_steps.tolist())
 
     def read_snapshot(step: int) -> Snapshot:
@@ -52,4 +52,10 @@ def open_trajectory(path: str | Path, *, data_dir: str | Path | None = None) -> 
 
     reached = len(stored.steps["step"])
     asked = points(experiment, reached, complete=reached in at_hand)
-    return replace(stored, snapshot_steps=np.array(asked, np.int64), read_snapshot=read_snapshot, read_batch=replayer.batch)
+    return replace(
+        stored,
+        snapshot_steps=np.array(asked, np.int64),
+        read_snapshot=read_snapshot,
+        read_batch=replayer.batch,
+        read_preconditioner=replayer.preconditioner,
+    )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import xarray as xr
 import xxhash
+from torch import Tensor
 
 from sgdscope.errors import NotAvailableError, ReplayError
 from sgdscope.experiment.description import Experiment, Phase
@@ -203,6 +204,28 @@ class Replayer:
     def phase_at(self, step: int) -> Phase:
         """The phase of the update before a step (the first phase at step 0)."""
         return self.experiment.phases[self.loop.place(max(step - 1, 0))[0]]
+
+    def preconditioner(self, step: int) -> Tensor:
+        """What Adam and its family divide an update by, rebuilt; see `Trajectory.preconditioner`.
+
+        Args:
+            step: t >= 1.
+
+        Returns:
+            D [P], float64.
+
+        Raises:
+            NotAvailableError: the walker keeps no second moments.
+        """
+        loop, parts = self._verified(step), []
+        for group in loop.optimizer.param_groups:
+            for parameter in group["params"]:
+                state = loop.optimizer.state.get(parameter, {})
+                if "exp_avg_sq" not in state:
+                    raise NotAvailableError(f"the walker keeps no second moments at step {step}; only Adam and its family do")
+                unbiased = state["exp_avg_sq"].double() / (1 - group["betas"][1] ** float(state["step"]))
+                parts.append((unbiased.sqrt() + group["eps"]).reshape(-1))
+        return torch.cat(parts)
 
     def _hash(self, step: int) -> int:
         if self._steps is None:
