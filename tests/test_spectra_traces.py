@@ -81,6 +81,13 @@ def test_a_range_that_is_spanned_is_exact():
     assert one.value == pytest.approx(2.5)
 
 
+def test_a_multiple_of_the_identity_is_exact():
+    for products in (6, 10, 14):
+        found = trace(lambda v: -2.5 * v, 9, products=products, method="xtrace", dtype=F64)
+        assert found.value == pytest.approx(-22.5, rel=1e-12)
+        assert found.stderr < 1e-12
+
+
 def test_a_tolerance_stops_and_is_met():
     loose = trace(matvec, SIZE, products=100, tolerance=0.05, dtype=F64, generator=generator(1))
     tight = trace(matvec, SIZE, products=100, tolerance=0.01, dtype=F64, generator=generator(1))

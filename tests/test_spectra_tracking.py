@@ -109,6 +109,7 @@ def test_the_certificate_estimates_the_residuals():
         found = track(Counted(matrix), before, generator=generator(seed))
         assert found.reason == "certified"
         estimates.append(float((found.residuals / found.values)[0]))
+    assert float(torch.tensor(estimates).std()) > 0.02 * true  # the signs are drawn
     squares = torch.tensor(estimates).square()
     assert float(squares.mean()) == pytest.approx(true**2, rel=0.25)  # its standard error is about 5 %
     assert 0.4 * true < min(estimates) < max(estimates) < 2 * true
@@ -131,6 +132,15 @@ def test_an_outlier_from_elsewhere_is_found_when_lanczos_runs():
     matvec = Counted(START + 0.2 * DIRECTION + 9.0 * torch.outer(newcomer, newcomer))
     found = track(matvec, before, tolerance=1e-4)
     torch.testing.assert_close(found.values, torch.linalg.eigvalsh(matvec.matrix).flip(0)[:2], rtol=1e-6, atol=0)
+
+
+def test_an_outlier_without_any_coupling_is_reached_through_the_random_share():
+    before = pairs(2)
+    matrix = torch.zeros(SIZE + 1, SIZE + 1, dtype=F64)
+    matrix[:SIZE, :SIZE], matrix[SIZE, SIZE] = START + 0.2 * DIRECTION, 12.0
+    padded = replace(before, vectors=torch.cat([before.vectors, torch.zeros(1, 2, dtype=F64)]))
+    found = track(Counted(matrix), padded)
+    assert found.values[0].item() == pytest.approx(12.0, rel=1e-5)
 
 
 def test_budgets_and_wrong_arguments_are_said():
