@@ -252,7 +252,7 @@ def trace(
         size: P.
         products: to be spent at most; all of them without a tolerance.
         tolerance: stop as soon as stderr <= tolerance |trace|, after 6 probes at least; stopping at a small error favours
-            errors that are too small, by about a tenth. Not for "hutch++".
+            errors that are too small. Not for "hutch++".
         known: eigenpairs of A that are at hand; they are not charged.
         method: None for "hutchinson" with known pairs and "xtrace" without.
         generator: None for a private one of a fixed seed.
@@ -263,7 +263,7 @@ def trace(
         The estimate; not_converged where the tolerance was not met. The stderr is the scatter of the samples over sqrt(probes),
         NaN for one probe. For "xtrace" it is the jackknife over the drawn vectors (NaN for two): its samples share the range,
         and their scatter over sqrt(probes), which the source proposes, was 0.6-1.0 of the true scatter on spectra we tried,
-        the jackknife 1.0-2.5 (never too small).
+        the jackknife 1.0-3.5: it errs on the high side.
 
     Raises:
         ArgumentError: an argument is out of range, or a product is not finite.
