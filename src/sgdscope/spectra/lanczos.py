@@ -308,7 +308,8 @@ def eigenpairs(
         ArgumentError: an argument is out of range, a product is not finite, or the projected matrix is asymmetric by more
             than 1e-3 of the largest |A v| (the upper part comes free with the reorthogonalisation).
 
-    Cost: 10 pairs of a network's Hessian took 20-50 products, 80 before any training; memory (products + 1) P (at most keep + 1), 4 m P flops a step.
+    Cost: 10 pairs of a network's Hessian took 20-50 products, 80 before any training; memory (products + 1) P (at most keep + 1),
+    8 m P flops a step.
 
     Source: Lanczos (1950); thick restart after Wu and Simon (2000), SIAM J. Matrix Anal. Appl. 22, 602.
 
