@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import math
 
 import pytest
@@ -414,6 +415,34 @@ def test_it_says_what_happened():
     assert walker.refreshes == 11
     assert walker.outcome is Outcome.ok
     assert float(walker.residuals.max()) <= 1e-2 * float(walker.eigenvalues[0])
+
+
+def test_refreshes_start_warm_and_every_tenth_cold():
+    walker, model, _, _ = quadratic_walker([8.0, 3.0, 1.0, 0.5, 0.2, 0.1], k=2, every=1, tolerance=1e-6)
+    spent = [0]
+    for _ in range(12):
+        model.theta.grad = torch.ones(6, dtype=torch.float64)
+        walker.step()
+        spent.append(walker.products)
+    cost = [after - before for before, after in itertools.pairwise(spent)]
+    assert min(cost[0], cost[10]) > 2
+    assert cost[1:10] + cost[11:] == [1] * 10  # the Hessian does not move: one product certifies the pairs
+
+
+def test_the_directions_are_measured_at_the_buffers_of_the_moment():
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double()
+    walker = nudged(model, surface=LossSurface(model, loss, batches()), gamma=1.0, k=1)
+    with torch.no_grad():
+        model[1].running_var.mul_(0.2)
+        model[1].running_mean.add_(0.3)
+    fresh = LossSurface(model, loss, batches())
+    expected = float(torch.linalg.eigvalsh(fresh.hvp(flat(model), torch.eye(43 + 10, dtype=torch.float64)))[-1])
+    kept = [b.clone() for b in model.buffers()]
+    walker.step()
+    assert float(walker.eigenvalues) == pytest.approx(expected, rel=1e-6)
+    assert all(torch.equal(b, k) for b, k in zip(model.buffers(), kept, strict=True))
 
 
 def test_a_budget_too_small_is_said_and_the_walk_goes_on():
