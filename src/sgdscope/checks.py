@@ -248,7 +248,10 @@ def _of_run(
         surface = surface_of(Experiment(**described), data_dir)
         released = _released(*parts(Experiment(**described), data_dir)) if compat else None
     return _with_series(
-        gather(trajectory, surface, _quantities(wanted), observe=_observers(wanted)), trajectory, released, compat
+        gather(trajectory, surface, _quantities(wanted), observe=_observers(wanted), data_dir=data_dir),
+        trajectory,
+        released,
+        compat,
     )
 
 
@@ -275,7 +278,7 @@ def _quantities(wanted: Sequence[ClaimEntry]) -> dict[str, dict[str, Any]]:
     return needed
 
 
-def _observers(wanted: Sequence[ClaimEntry]) -> dict[str, Callable[[Trajectory, Surface], Mapping[str, Any]]]:
+def _observers(wanted: Sequence[ClaimEntry]) -> dict[str, Callable[[Trajectory, Surface, Any], Mapping[str, Any]]]:
     return {entry.id: entry.observe for entry in wanted if entry.observe is not None}
 
 
@@ -349,7 +352,7 @@ class _Task:
             path = run(described, self.folder / described.name, data_dir=self.data_dir)
             trajectory = open_trajectory(path, data_dir=self.data_dir)
             surface, own = surface_of(described, self.data_dir), None
-        found = gather(trajectory, surface, _quantities(entries), observe=_observers(entries))
+        found = gather(trajectory, surface, _quantities(entries), observe=_observers(entries), data_dir=self.data_dir)
         if self.compat is None:
             return found
         model, loss, data = own or parts(Experiment(**self.description), self.data_dir)

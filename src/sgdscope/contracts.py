@@ -447,7 +447,7 @@ class ClaimEntry:
         judge: measured runs -> verdict.
         id: such as ``"W1"``.
         sentence: could be false.
-        paper: name of the file in `claims/`.
+        paper: name of the file (or folder) in `claims/`.
         source: where the paper says it.
         scope: ``"run"`` if one recorded run can answer, else ``"sweep"``.
         statistic: in words.
@@ -455,7 +455,7 @@ class ClaimEntry:
         quantities: what must be measured, name -> options.
         experiments: preset -> seed -> descriptions of the runs (validated by `Experiment`).
         controls: runs with known answers.
-        observe: (trajectory, surface) -> what the claim measures beside the quantities; None for most.
+        observe: (trajectory, surface, data folder) -> what the claim measures beside the quantities; None for most.
     """
 
     judge: Callable[[Sequence[Evidence]], Verdict]
@@ -469,7 +469,7 @@ class ClaimEntry:
     quantities: Mapping[str, Mapping[str, Any]]
     experiments: Mapping[str, Callable[[int], list[dict[str, Any]]]]
     controls: Controls
-    observe: Callable[[Trajectory, Surface], Mapping[str, Any]] | None = None
+    observe: Callable[[Trajectory, Surface, Any], Mapping[str, Any]] | None = None
 
 
 claims: Catalogue[ClaimEntry] = Catalogue("claim", "claims")
@@ -489,7 +489,8 @@ def claim(
     """
 
     def decorate(judge: Callable[[Sequence[Evidence]], Verdict]) -> Callable[[Sequence[Evidence]], Verdict]:
-        paper = judge.__module__.rpartition(".")[2]
+        parts = judge.__module__.split(".")
+        paper = parts[parts.index("claims") + 1] if "claims" in parts else parts[-1]
         claims.add(id, ClaimEntry(judge=judge, id=id, paper=paper, **declared))
         return judge
 

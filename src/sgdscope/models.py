@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from sgdscope.errors import ArgumentError, unknown
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "leaky_relu": nn.LeakyReLU}
+ACTIVATIONS |= {"gelu": nn.GELU, "identity": nn.Identity}
 VGG11 = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")  # config A of Simonyan and Zisserman 2014
 Inputs = tuple[int, ...]
 
@@ -141,7 +142,7 @@ def mlp(
         classes: number of outputs.
         hidden: widths of the hidden layers, each at least 1.
         batchnorm: BatchNorm after every hidden linear layer (with it in Xing et al.).
-        activation: ``"relu"`` or ``"tanh"``.
+        activation: ``"relu"``, ``"tanh"``, ``"leaky_relu"`` (slope 0.01), ``"gelu"`` or ``"identity"`` (a linear network).
         dropout: share of hidden units set to zero while training, 0 <= dropout < 1.
 
     Returns:

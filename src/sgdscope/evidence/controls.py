@@ -115,7 +115,7 @@ def control(
     batch_size: int | None = None,
     start: torch.Tensor | None = None,
     lrs: Sequence[float] | None = None,
-    observe: Callable[[Trajectory, Surface], Mapping[str, Any]] | None = None,
+    observe: Callable[[Trajectory, Surface, Any], Mapping[str, Any]] | None = None,
     label: float | None = None,
 ) -> Evidence:
     """Walk on a surface with a known answer, and measure it.

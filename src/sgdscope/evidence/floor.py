@@ -78,7 +78,7 @@ def project(surface: Surface, state: State, length: float, steps: int = PROJECTI
     return theta, buffers
 
 
-def floor_barriers(trajectory: Trajectory, surface: Surface) -> Mapping[str, Any]:
+def floor_barriers(trajectory: Trajectory, surface: Surface, data_dir: Any = None) -> Mapping[str, Any]:  # ruff: ignore[unused-function-argument] - one signature for all observations
     """Measure barriers on the floor and, between the same iterates, at the height of the walk.
 
     Chain: floor points of consecutive updates, c_t = theta_t + alpha*_t d_t, joined by straight segments; against the
@@ -88,6 +88,7 @@ def floor_barriers(trajectory: Trajectory, surface: Surface) -> Mapping[str, Any
     Args:
         trajectory: the walk; the longest window of consecutive points is used, the last one of equals.
         surface: the loss.
+        data_dir: not used.
 
     Returns:
         ``{"floor": {"floor": [...], "raw": [...], "length": [...], "noise_floor": ...}}``; length 0 is the chain.

@@ -20,32 +20,58 @@ SIZES: Mapping[str, dict[str, Any]] = {
 }  # paper: the authors' code: epochs 1, 10, 25 and 100 of 450 updates, weight decay 1e-4, momentum 0
 
 
-def described(preset: str, seed: int, lr: float, batch: Any, *, at: str = "at", drop: float = 1.0) -> dict[str, Any]:
-    """Describe one run of plain SGD.
+def path_of(updates: int, points: int = 24) -> list[int]:
+    """Updates at which a quantity is followed along a whole run: dense at first, then even; the last update among them.
+
+    Args:
+        updates: of the run.
+        points: how many, about; half of them in the first tenth.
+
+    Returns:
+        Ascending, distinct.
+    """
+    early = np.geomspace(1, max(1, updates // 10), points // 2).round().astype(int) - 1
+    late = np.linspace(updates // 10, updates - 1, points - points // 2).round().astype(int)
+    return sorted({*early.tolist(), *late.tolist()})
+
+
+def described(
+    preset: str, seed: int, lr: float, batch: Any, *, at: str = "at", drop: float = 1.0, **further: Any
+) -> dict[str, Any]:
+    """Describe one run of plain SGD, or of another walker.
 
     Args:
         preset: quick, standard or paper.
         seed: of the run.
         lr: learning rate.
         batch: batch size or ``"full"``.
-        at: which bursts: ``"at"`` the end only, or ``"spread"`` over the training.
+        at: which bursts: ``"at"`` the end only, ``"spread"`` over the training, or ``"path"``: single updates along all of it.
         drop: the learning rate is divided by it before the last burst.
+        **further: of every phase, such as ``walker="nudged"`` and its options; ``model={...}`` and ``data={...}`` replace
+            options of the network and the data.
 
     Returns:
         The description, see `Experiment`.
     """
     size = SIZES[preset]
     phase = {"walker": "sgd", "lr": lr, "batch_size": batch, "momentum": 0.0, "weight_decay": size["decay"]}
+    phase |= {key: value for key, value in further.items() if key not in {"model", "data"}}
     first = size["at"][0]
     lengths = [(lr, size["updates"])] if drop == 1 else [(lr, first), (lr / drop, size["updates"] - first)]
+    told = [
+        f"-{value}" if not isinstance(value, dict) else "-" + "-".join(map(str, value.values())) for value in further.values()
+    ]
+    words = "".join(told).replace(" ", "").translate({ord(c): None for c in "[](){}',"})
+    length = 1 if at == "path" else size["length"]
+    chosen = path_of(size["updates"]) if at == "path" else list(size[at])
     return {
-        "name": f"{preset}-lr{lr:g}-batch{batch}-seed{seed}" + (f"-drop{drop:g}" if drop != 1 else "") + f"-{at}",
+        "name": f"{preset}-lr{lr:g}-batch{batch}-seed{seed}" + (f"-drop{drop:g}" if drop != 1 else "") + words + f"-{at}",
         "seed": seed,
-        "data": dict(size["data"]),
-        "model": dict(size["model"]),
+        "data": dict(size["data"]) | further.get("data", {}),
+        "model": dict(size["model"]) | further.get("model", {}),
         "loss": "cross_entropy",
         "phases": [phase | {"lr": rate, "updates": updates} for rate, updates in lengths],
-        "record": {"snapshots": {"kind": "bursts", "length": size["length"], "at": list(size[at])}},
+        "record": {"snapshots": {"kind": "bursts", "length": length, "at": chosen}},
     }
 
 
@@ -75,8 +101,10 @@ def presets(chosen: Sequence[Chosen]) -> dict[str, Callable[[int], list[dict[str
     return {preset: of(preset) for preset in SIZES}
 
 
+PATHS: list[Chosen] = [(lr, batch, s, more | {"at": "path"}) for lr, batch, s, more in GRID]
 ONE_RUN = presets([(1.0, 1.0, 0, {"at": "spread"}), (4.0, 1.0, 0, {"at": "spread"})])
 SWEEP = presets(GRID)
+PATH_SWEEP = presets(PATHS)
 
 
 def transfer(description: Mapping[str, Any], own: Mapping[str, Any], preset: str) -> dict[str, Any]:

@@ -455,7 +455,8 @@ def gather(
     quantities: Mapping[str, Mapping[str, Any]],
     *,
     settings: Mapping[str, Any] | None = None,
-    observe: Mapping[str, Callable[[Trajectory, Surface], Mapping[str, Any]]] | None = None,
+    observe: Mapping[str, Callable[[Trajectory, Surface, Any], Mapping[str, Any]]] | None = None,
+    data_dir: Any = None,
 ) -> Evidence:
     """Measure a run for the claims.
 
@@ -465,6 +466,7 @@ def gather(
         quantities: name -> options.
         settings: in place of the trajectory's own.
         observe: claim -> what it measures beside the quantities; its results are merged into `extra`.
+        data_dir: folder of the real data files, handed to `observe`.
 
     Returns:
         The evidence, held in memory.
@@ -473,8 +475,8 @@ def gather(
     for name, options in quantities.items():
         measured[name] = measure(trajectory, surface, [name], reuse=True, **{name: dict(options)})[name].to_dataset().load()
     extra: dict[str, Any] = {}
-    for look in (observe or {}).values():
+    for look in dict.fromkeys((observe or {}).values()):
         if surface is not None:
-            extra |= look(trajectory, surface)
+            extra |= look(trajectory, surface, data_dir)
     told = dict(trajectory.settings) if settings is None else dict(settings)
     return Evidence(told, trajectory.steps.load(), measured, extra)
