@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from sgdscope.surface.private import Loss, Mode, PrivateModel, undisturbed
 from sgdscope.surface.products import Linearized
 from sgdscope.surface.proof import SEED, generic_point, lay_out, prove
 from sgdscope.surface.twins import Twins
+from sgdscope.surface.units import THRESHOLDS, Saturation, saturation_of
 
 Buffers = Mapping[str, Tensor]
 
@@ -177,23 +179,8 @@ class LossSurface:
         self._net.write(point)
         self._net.write_buffers(buffers)
         if self._batchnorm == "recalibrate" and self._net.normalised:
-            self._recalibrate()
+            self._net.recalibrate(self._batches, self._total, self._group)
         self._net.set_mode(self._mode)
-
-    @torch.no_grad()
-    def _recalibrate(self) -> None:
-        self._net.start_gathering()
-        so_far = 0.0
-        for item, size, weight in zip(self._batches.items, self._batches.sizes, self._batches.weights, strict=True):
-            so_far += weight
-            with self._net.averaging(weight / so_far):
-                self._net.call(item, size)
-        if self._group is not None:
-            for norm, _ in self._net.norms:
-                for statistic in (norm.running_mean, norm.running_var):
-                    if statistic is not None:
-                        statistic.mul_(so_far / self._total)
-                        dist.all_reduce(statistic, group=self._group)
 
     def _penalty(self, point: Tensor) -> float:
         """(weight_decay / 2) |theta|^2, theta rounded as the parameters are."""
@@ -319,6 +306,25 @@ class LossSurface:
         """
         with self.linearized(theta, buffers) as h:
             return h.hvp(vectors)
+
+    def saturation(
+        self, theta: Tensor, buffers: Buffers | None = None, *, thresholds: Sequence[float] = THRESHOLDS
+    ) -> Saturation:
+        """Look how far the units are saturated: 1 - |phi'(z)| / max |phi'|, layer by layer and over all, and the softmax.
+
+        Args:
+            theta: [P].
+            buffers: as in `value`.
+            thresholds: of dead units, on the mean |phi(z)|.
+
+        Returns:
+            What one pass saw: activations as modules or as functions, each call once; those of recurrent layers are not seen.
+        """
+        point, state = self._vector(theta, "theta"), self._state(buffers)
+        with undisturbed(self._net.device, grad=False):
+            self._place(point, state)
+            found = saturation_of(self._net, self._batches, thresholds, self._sum, self._total)
+        return replace(found, value=found.value + self._penalty(point))
 
     @property
     def per_example(self) -> Way:

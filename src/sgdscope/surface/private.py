@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from sgdscope.errors import SurfaceError
-from sgdscope.surface.data import arrays
+from sgdscope.surface.data import Batches, arrays
 from sgdscope.vector import Layout, inner_module, select_buffers, select_parameters
 
 Loss = Callable[[Any, Any], Tensor]
@@ -220,6 +221,28 @@ class PrivateModel:
         self.set_mode("gather")
         for norm, _ in self.norms:
             norm.reset_running_stats()
+
+    @torch.no_grad()
+    def recalibrate(self, batches: Batches, total: float, group: dist.ProcessGroup | None) -> None:
+        """Estimate the running statistics anew at the point at which the model stands, in one pass over the data.
+
+        Args:
+            batches: the data of this process.
+            total: sum of all weights, over all processes.
+            group: process group, or None.
+        """
+        self.start_gathering()
+        so_far = 0.0
+        for item, size, weight in zip(batches.items, batches.sizes, batches.weights, strict=True):
+            so_far += weight
+            with self.averaging(weight / so_far):
+                self.call(item, size)
+        if group is not None:
+            for norm, _ in self.norms:
+                for statistic in (norm.running_mean, norm.running_var):
+                    if statistic is not None:
+                        statistic.mul_(so_far / total)
+                        dist.all_reduce(statistic, group=group)
 
     @contextmanager
     def averaging(self, share: float) -> Generator[None, None, None]:
