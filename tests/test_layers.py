@@ -9,7 +9,7 @@ ROWS = [
     {"errors"},
     {"vector", "statistics", "curves"},
     {"records", "surface", "spectra", "theory"},
-    {"contracts", "landscapes", "datasets", "models", "files"},
+    {"contracts", "landscapes", "datasets", "models", "files", "directions"},
     {"stores"},
     {"recorder", "walkers", "ensembles", "quantities"},
     {"experiment", "measure"},

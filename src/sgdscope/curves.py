@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -165,3 +166,106 @@ def squares(alphas: tuple[float, ...], values: Array) -> tuple[float, float]:
     rest = centred - basis @ (basis.T @ centred)
     total = float(centred @ centred)
     return (1 - float(rest @ rest) / total if total > 0 else np.nan), (float(cubic @ values) if len(alphas) > 3 else np.nan)
+
+
+def vertex(alphas: tuple[float, ...], values: Array, rounding: float) -> tuple[float, float]:
+    """Lowest point of the least-squares parabola through (0, 0) and the mean of several curves.
+
+    p(alpha) = c + b alpha + a alpha^2 by least squares over 0 and the alphas, all of one weight; alpha* = -b / (2 a). It is
+    taken where a exceeds what `rounding` can make of it, rounding x sum of its |coefficients|.
+
+    Args:
+        alphas: [A] > 0, A >= 2.
+        values: [A, M] of each curve, 0 at alpha = 0.
+        rounding: allowed to one value.
+
+    Returns:
+        (alpha*, its standard error by the jackknife over the curves); (NaN, NaN) without a lowest point; the error is NaN
+        for M < 2 or where leaving out one curve leaves none.
+    """
+    inverse = np.linalg.pinv(np.vander(np.array((0.0, *alphas)), 3))[:, 1:]
+    bends, slopes = inverse[:2] @ values
+    least, m = rounding * float(np.abs(inverse[0]).sum()), values.shape[1]
+    if not bends.mean() > least:
+        return np.nan, np.nan
+    alpha = float(-slopes.mean() / (2 * bends.mean()))
+    if m < 2:
+        return alpha, np.nan
+    left = (bends.sum() - bends) / (m - 1)
+    if not (left > least).all():
+        return alpha, np.nan
+    drawn = -(slopes.sum() - slopes) / (m - 1) / (2 * left)
+    return alpha, float(np.sqrt((m - 1) * drawn.var()))
+
+
+def widths(positions: Array, values: Array, height: float) -> tuple[float, float, float]:
+    """How far from 0 a curve first reaches a height, to the left and to the right.
+
+    From 0 outward to the first position whose value is >= height; the crossing before it is that of the parabola
+    through this position, the one before and the one before that (across 0, where need be), a line where there is none.
+    Exact for parabolas; what happens between two positions is not seen.
+
+    Args:
+        positions: [A] ascending, with a 0.
+        values: [A], below the height at 0.
+        height: to be reached.
+
+    Returns:
+        (left, right, the smaller one), > 0; NaN where it is not reached, or the value there is not finite. Where one side is not
+        reached the other is the smaller one if it is no longer than the reach of the positions on that side.
+    """
+    zero = int(np.flatnonzero(positions == 0)[0])
+    left = _reach(-positions[::-1], values[::-1], len(positions) - 1 - zero, height)
+    right = _reach(positions, values, zero, height)
+    least = min(left if left > 0 else -positions[0], right if right > 0 else positions[-1])
+    return left, right, float(least) if least in {left, right} else np.nan
+
+
+def _reach(x: Array, y: Array, zero: int, height: float) -> float:
+    reached = np.flatnonzero(y[zero:] >= height)
+    if not len(reached) or reached[0] == 0:
+        return np.nan
+    j = zero + int(reached[0])
+    if not np.isfinite(y[j - 1 : j + 1]).all():
+        return np.nan
+    width, low, high = x[j] - x[j - 1], y[j - 1] - height, y[j] - height
+    bend = 0.0
+    if j > 1 and np.isfinite(y[j - 2]):
+        u = (x[j - 2] - x[j - 1]) / width
+        bend = ((y[j - 2] - y[j - 1]) - u * (high - low)) / (u * u - u)
+    slope = high - low - bend  # low + slope u + bend u^2 has one root in (0, 1]
+    return float(x[j - 1] + width * -2 * low / (slope + np.sqrt(max(slope * slope - 4 * bend * low, 0.0))))
+
+
+def first_rise(loss: Callable[[float], float], start: float, *, tolerance: float = 0.01, limit: int = 60) -> float:
+    """Find a step at which the loss comes to lie above where it began, by doubling or halving, then bisection.
+
+    The loss is taken to lie below its beginning before that step and above it after; where it crosses more often, one of the
+    crossings is found. A loss that is not finite counts as above.
+
+    Args:
+        loss: step -> loss; at 0 it is where it began.
+        start: first step tried, > 0.
+        tolerance: width of the final bracket, relative to its upper end.
+        limit: doublings or halvings at most.
+
+    Returns:
+        The middle of the bracket; NaN where none was found.
+    """
+    begin = loss(0.0)
+
+    def above(step: float) -> bool:
+        return not loss(step) <= begin
+
+    low, high = (0.0, start) if above(start) else (start, np.inf)
+    for _ in range(limit):
+        if low > 0 and high < np.inf:
+            break
+        trial = high / 2 if low == 0 else 2 * low
+        low, high = (low, trial) if above(trial) else (trial, high)
+    if not (low > 0 and high < np.inf):
+        return np.nan
+    while high - low > tolerance * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if above(middle) else (middle, high)
+    return (low + high) / 2
