@@ -13,8 +13,11 @@ from torch.nn import functional as F
 from sgdscope import landscapes
 from sgdscope.contracts import quantities
 from sgdscope.errors import ArgumentError, Outcome
+from sgdscope.measure import live, measure
 from sgdscope.quantities.neurons import ARMS, neurons
+from sgdscope.recorder import Recorder, every
 from sgdscope.records import Header, Snapshot, Trajectory, steps_dataset
+from sgdscope.runs import open_trajectory
 from sgdscope.surface import LossSurface
 from sgdscope.surface.units import STEEPEST
 from sgdscope.vector import Layout
@@ -114,8 +117,8 @@ def test_slopes_against_their_formulas(name):
     for row, own in enumerate(slopes):
         assert seen.saturation_layer[row] == pytest.approx(1 - own.mean() / steepest, rel=1e-10)
         assert seen.slope_square_layer[row] == pytest.approx((own**2).mean(), rel=1e-10)
-    every = np.concatenate(slopes)
-    assert seen.saturation == seen.smooth == pytest.approx(1 - every.mean() / steepest, rel=1e-10)
+    both = np.concatenate(slopes)
+    assert seen.saturation == seen.smooth == pytest.approx(1 - both.mean() / steepest, rel=1e-10)
     assert np.isnan(seen.inactive)
     assert 0.01 < seen.saturation < 0.99
 
@@ -269,6 +272,16 @@ def test_images_have_a_unit_at_each_place():
     assert 0 < seen.dead[0] < 1
 
 
+def test_dead_units_are_told_by_their_height_and_not_by_their_mean():
+    model = net(nn.Tanh(), nn.ELU(inplace=True))
+    surface = surface_of(model)
+    heights = [h.abs().mean(0) for _, h in by_hand(net(nn.Tanh(), nn.ELU()), surface.theta(), data()[0])[0]]
+    seen = surface.saturation(surface.theta(), thresholds=(0.2, 0.35))
+    for row, height in enumerate(heights):
+        np.testing.assert_allclose(seen.dead_layer[row], [float((height <= t).double().mean()) for t in (0.2, 0.35)])
+    assert 0 < seen.dead[0] < seen.dead[1] < 1
+
+
 def test_what_is_not_there_is_said():
     linear = net(widths=(4, 3))
     seen = surface_of(linear).saturation(surface_of(linear).theta())
@@ -410,9 +423,9 @@ def test_the_steps_of_sgd_along_the_eigenvectors(measured):
     gradient = surface.value_and_grad(theta)[1]
     vectors = vectors * torch.sign(gradient @ vectors)
     np.testing.assert_allclose(found["slope"][0], gradient @ vectors, rtol=1e-6)
-    every = torch.stack([surface.on_batch(surface.rows([i])).value_and_grad(theta)[1] for i in range(30)]) @ vectors
+    single = torch.stack([surface.on_batch(surface.rows([i])).value_and_grad(theta)[1] for i in range(30)]) @ vectors
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence([0, 0, 0]).generate_state(1)[0]))
-    moves = torch.stack([0.3 * every[torch.randperm(30, generator=generator)[:8]].mean(0) for _ in range(4)])
+    moves = torch.stack([0.3 * single[torch.randperm(30, generator=generator)[:8]].mean(0) for _ in range(4)])
     np.testing.assert_allclose(found["reach"][0], moves.abs().mean(0), rtol=1e-6)
     np.testing.assert_allclose(found["mean_step"][0], moves.mean(0), rtol=1e-5)
     np.testing.assert_allclose(found["downhill"][0], (moves > 0).double().mean(0))
@@ -544,6 +557,55 @@ def test_a_module_called_twice_has_no_split_and_unknown_settings_no_steps():
     assert given["reach"].item() == recorded["reach"].item() > 0
 
 
+def test_data_given_in_batches_have_no_mini_batches():
+    x, y = data()
+    surface = LossSurface(net(nn.Tanh(), nn.ReLU()), entropy, [(x[:20], y[:20]), (x[20:], y[20:])])
+    found = neurons(walk(surface), surface, k=1)
+    assert (found["saturation_outcome"] == Outcome.ok).all()
+    for name in ("reach", "mean_step", "downhill", "saturation_change", "loss_change"):
+        assert (found[f"{name}_outcome"] == Outcome.not_applicable).all()
+        assert "taken apart" in found["reach"].attrs["reason"]
+
+
+def test_directions_are_looked_along_on_some_examples():
+    surface = surface_of(net(nn.Tanh(), nn.ReLU()))
+    trajectory = walk(surface)
+    found = neurons(trajectory, surface, k=1, positions=(-1.0, 0.0), examples=10, batches=3)
+    generator = torch.Generator().manual_seed(int(np.random.SeedSequence([0, 0, 3]).generate_state(1)[0]))
+    part = surface.subset(torch.randperm(30, generator=generator)[:10])
+    theta, gradient = trajectory.theta(0), surface.value_and_grad(trajectory.theta(0))[1]
+    there = part.saturation(theta - found["reach"].item() * gradient / gradient.norm())
+    change = found.sel(arm="gradient", position=-1.0)
+    assert change["softmax_change"].item() == pytest.approx(there.softmax - part.saturation(theta).softmax, rel=1e-8)
+    assert (found["loss_change"].sel(position=0.0, arm=["sharp", "random", "gradient"]) == 0).all()
+    whole = neurons(trajectory, surface, k=1, positions=(-1.0, 0.0), batches=3)
+    assert whole["softmax_change"].sel(arm="gradient", position=-1.0).item() != change["softmax_change"].item()
+    for name in ("saturation", "eigenvalue", "reach"):
+        np.testing.assert_array_equal(whole[name].values, found[name].values)
+    assert found["passes"].item() == 1 + 1 + 1 + 5 + 1
+
+
+def test_live_equals_offline_with_batchnorm(tmp_path):
+    torch.manual_seed(2)
+    x, y = (t.float() if t.is_floating_point() else t for t in data(40))
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+    surface = LossSurface(model, entropy, (x, y))
+    options = {"window": 3, "points": 2, "k": 2, "randoms": 2, "batches": 2, "positions": (-1.0, 1.0)}
+    sink, optimizer = live("neurons", surface, **options), torch.optim.SGD(model.parameters(), lr=0.2)
+    with Recorder(tmp_path / "run", model, optimizer, loss=entropy, snapshots=every(1), live=[sink]) as recorder:
+        for batch in recorder.watch([(x[i : i + 8], y[i : i + 8]) for i in range(0, 40, 8)]):
+            optimizer.zero_grad()
+            recorder.loss(model, batch).backward()
+            optimizer.step()
+    offline = measure(open_trajectory(tmp_path / "run"), surface, "neurons", **options)["neurons"].to_dataset()
+    assert sink.measured.sizes["step"] == 4
+    assert set(sink.measured.data_vars) == set(offline.data_vars)
+    for name in (*offline.data_vars, "step", "layer"):
+        np.testing.assert_array_equal(sink.measured[name].values, offline[name].values, err_msg=str(name))
+    for name in ("reach", "saturation_change", "rest_top", "dead"):
+        assert offline[name].notnull().any()
+
+
 def test_a_tolerance_out_of_reach_is_said():
     surface = surface_of(net(nn.Tanh(), nn.ReLU()))
     found = neurons(walk(surface), surface, k=1, tolerance=1e-18, positions=(-1.0,), split=False)
@@ -560,6 +622,7 @@ def test_a_tolerance_out_of_reach_is_said():
         ("positions", (1.0, 1.0), "positions: expected distinct finite numbers"),
         ("lr", -0.1, "lr: expected a finite number > 0"),
         ("batch_size", 0, "batch_size: expected an integer >= 1"),
+        ("examples", 1, "examples: expected an integer >= 2"),
     ],
 )
 def test_wrong_options_are_refused(option, value, message):

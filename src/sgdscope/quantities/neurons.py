@@ -94,6 +94,7 @@ class _Wish:
     tolerance: float
     split: bool
     bottom: bool
+    examples: int | None
     seed: int
 
     def check(self, window: int, points: int) -> None:
@@ -101,6 +102,7 @@ class _Wish:
         least = {"window": (window, 1), "points": (points, 1), "k": (self.k, 1), "randoms": (self.randoms, 2)}
         least |= {"batches": (self.batches, 2), "seed": (self.seed, 0)}
         least |= {} if self.batch_size is None else {"batch_size": (self.batch_size, 1)}
+        least |= {} if self.examples is None else {"examples": (self.examples, 2)}
         for name, (value, smallest) in least.items():
             if isinstance(value, bool) or not value >= smallest or value != int(value):
                 raise ArgumentError(f"{name}: expected an integer >= {smallest}, got {value!r}")
@@ -133,6 +135,7 @@ def neurons(
     split: bool = True,
     lr: float | None = None,
     bottom: bool = False,
+    examples: int | None = None,
 ) -> xr.Dataset:
     """How far the units are saturated at points of the walk, and how that changes along the sharpest directions.
 
@@ -163,6 +166,8 @@ def neurons(
         split: measure the eigenvalues of G and R.
         lr: learning rate; None for that recorded at update t.
         bottom: measure along the K directions of smallest eigenvalues too.
+        examples: look along directions on so many examples, drawn at random at each point (1280 in the released code of
+            1807.05031); None for all. All other numbers are of all examples.
 
     Returns:
         Measurement over `step` (measured points), `rank`, `arm`, `position`, `layer` (of units), `threshold`, `window`; empty
@@ -170,14 +175,15 @@ def neurons(
 
     Raises:
         ArgumentError: no surface, or an option out of range.
+        DataError: `examples` where the data cannot be taken apart.
 
-    Cost: a point: about 15 Hessian products, with the split 15 of G and 20 of both; `batches` gradients of mini-batches; K x
-        positions x (randoms + 2) passes over the data, each 2 to 4 evaluations of L (280 passes as it stands).
+    Cost: a point: 15 to 30 Hessian products, 50 to 90 with the split; `batches` gradients of mini-batches; K x (positions
+        - 1) x (randoms + 2) passes, 280 as it stands, over the data or `examples` of them, each 2 to 4 evaluations of L.
     """
     if surface is None:
         raise ArgumentError("surface: units are looked at on a loss surface, got None; make one with sgdscope.LossSurface")
     grid = tuple(float(j) for j in positions)
-    wish = _Wish(k, grid, randoms, batches, batch_size, lr, tolerance, split, bottom, seed)
+    wish = _Wish(k, grid, randoms, batches, batch_size, lr, tolerance, split, bottom, examples, seed)
     wish.check(window, points)
     look = getattr(surface, "saturation", None)
     layers: tuple[str, ...] = () if look is None else look(surface.theta(), thresholds=()).layers
@@ -354,32 +360,38 @@ class _Point:
             self._keep(f"{name}_stderr", own.std(0, ddof=1) / np.sqrt(len(moves)), outcome)
         return bool(np.isfinite(moves).all())
 
-    def _look(self, theta: Tensor) -> Array:
+    def _few(self) -> Surface:
+        """The surface on the examples on which directions are looked along."""
+        count, every = self.wish.examples, self.surface.fingerprint().get("examples") or 0
+        if count is None or 0 < every <= count:
+            return self.surface
+        return self.surface.subset(torch.randperm(every, generator=_generator(self.wish.seed, self.step, 3))[:count])
+
+    def _look(self, surface: Surface, theta: Tensor) -> Array:
         """Saturation, squared slope, softmax saturation and loss at a point."""
-        look = getattr(self.surface, "saturation", None)
+        look = getattr(surface, "saturation", None)
         self.passes += 1
         if look is None:
-            return np.array([np.nan, np.nan, np.nan, self.surface.value(theta, self.buffers)])
+            return np.array([np.nan, np.nan, np.nan, surface.value(theta, self.buffers)])
         seen = look(theta, self.buffers, thresholds=())
         return np.array([seen.saturation, seen.slope_square, seen.softmax, seen.value])
 
     def _along(self, arms: Mapping[str, Tensor], outcome: Outcome) -> None:
         """Changes along the directions [ranks, directions, P] of each arm; mean and standard error over the directions."""
-        positions, base = self.wish.positions, self._look(self.theta)
+        surface, positions = self._few(), self.wish.positions
+        base = self._look(surface, self.theta)
         shape = (len(CHANGES), len(ARMS), self.wish.k, len(positions))
         means, errors = np.full(shape, np.nan), np.full(shape, np.nan)
         for arm, lines in arms.items():
             for rank, directions in enumerate(lines):
-                lengths = [j * float(self.row["reach"][rank]) for j in positions]
-                seen = np.array([[self._change(base, d, length) for length in lengths] for d in directions])
+                steps = directions * self.row["reach"][rank]
+                there = [[self._look(surface, self.theta + j * step) if j else base for j in positions] for step in steps]
+                seen = np.array(there) - base
                 place = (slice(None), ARMS.index(arm), rank)
                 means[place] = seen.mean(0).T
                 errors[place] = seen.std(0, ddof=1).T / np.sqrt(len(seen)) if len(seen) > 1 else 0 * means[place]
         for name, mean, error in zip(CHANGES, means, errors, strict=True):
             self.row |= {name: mean, f"{name}_stderr": error, f"{name}_outcome": outcome}
-
-    def _change(self, base: Array, direction: Tensor, length: float) -> Array:
-        return self._look(torch.add(self.theta, direction, alpha=length)) - base if length else base - base
 
 
 def _columns(rows: Sequence[Row], sizes: Mapping[str, int]) -> Row:
