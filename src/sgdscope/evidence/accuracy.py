@@ -47,10 +47,11 @@ def standing(trajectory: Trajectory, step: int, model: nn.Module) -> nn.Module:
     Returns:
         The model.
     """
+    theta, buffers = trajectory.theta(step), trajectory.buffers(step)  # may train a stretch again, which needs gradients
     with torch.no_grad():
-        for name, value in trajectory.header.layout.restore(trajectory.theta(step)).items():
+        for name, value in trajectory.header.layout.restore(theta).items():
             select_parameters(model)[name].copy_(value)
-        for name, value in trajectory.buffers(step).items():
+        for name, value in buffers.items():
             select_buffers(model)[name].copy_(value)
     return model
 
