@@ -89,7 +89,7 @@ def tracking(
             if pairs.products <= 1:
                 accepted += 1
                 missed += int(_residual(h.hvp, pairs) > tolerance)
-            if update % every == 0:
+            if update % every == 1 % every:
                 fresh = spectra.eigenpairs(h.hvp, size, k, tolerance=tolerance, start=h.gradient, generator=generator)
                 cold.append(fresh.products)
                 off = max(off, float(((pairs.values - fresh.values) / fresh.values).abs().max()))
