@@ -19,6 +19,7 @@ Array = NDArray[np.float64]
 Buffers = Mapping[str, Tensor] | None
 
 NODES = 8  # degree of the polynomial along a direction
+ROUNDED = 1e-11  # of the range of the loss: `lobatto` rounds its points to 12 decimals, up to 64 / 2 times as steep
 
 
 class Basis:
@@ -126,10 +127,11 @@ class Probe:
             line = self.surface.along(self.theta, scale * direction, nodes, pair)
             self.evaluations += line.evaluations or len(nodes)
             if line.samples is not None and np.isfinite(line.values).all():
-                floor = ROUNDING * self.eps * float(np.abs(line.values).max())
+                spread = float(np.ptp(line.values))
+                floor = ROUNDING * self.eps * float(np.abs(line.values).max()) + ROUNDED * spread
                 found = fit(tuple(grid.tolist()), line.values, floor, line.samples, line.weights)
                 error = float(max(2 * floor, found.decay, found.scatter))
-                if not np.isnan(found.scatter) and error <= max(tolerance * float(np.ptp(line.values)), 2 * floor):
+                if not np.isnan(found.scatter) and error <= max(tolerance * spread, 2 * floor):
                     return found.values[np.searchsorted(grid, wanted / scale)][back].reshape(steps.shape), error
         return self.losses(direction, wanted)[back].reshape(steps.shape), 0.0
 

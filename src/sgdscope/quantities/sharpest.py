@@ -54,6 +54,7 @@ _REASONS = {
     "effect": "not asked for, lr not known, no mini-batches, rank > P, or L is not a finite number > 0",
     "floor": "as the effect; or the parabola bends up by no more than rounding",
     "section": "not asked for, lr not known, no mini-batches, rank > P, or a loss is not finite",
+    "bend": "as the section; or within rounding",
     "width": "as the section; L is not > 0, or the height is not reached within the positions",
     "before": "the first measured point of a window has none before it",
     "critical": "not asked for, the gradient is zero or not finite, or the loss does not rise",
@@ -96,7 +97,7 @@ alpha_star; step arm; 1; stderr; fit; floor; lowest point of the parabola throug
 crosses; step arm; 1; exact; fit; floor; the step crosses the minimum, alpha* < 1
 step_length; step rank; theta; stderr; section; section; s_i = E_b lr |<g_b, e_i>|
 section; step cross position; loss; exact; section; section; L(theta + k s_i e_i)
-section_bend; step cross; loss; exact; section; section; quadratic coefficient, (L(+1) - 2 L(0) + L(-1)) / 2
+section_bend; step cross; loss; exact; section; bend; quadratic coefficient, (L(+1) - 2 L(0) + L(-1)) / 2
 width; step cross level side; 1; bound; section; width; smallest |k| with L >= level x L(theta), in steps s_i
 width_distance; step cross level side; theta; bound; section; width; the same in parameter distance
 critical_lr; step; lr; bound; critical; critical; lr at which L(theta - lr g) comes to exceed L(theta), to 1 %
@@ -304,8 +305,9 @@ class _Looker:
 
 
 def _random(seed: int, step: int, purpose: str) -> torch.Generator:
-    """A generator of its own for each purpose, so that none moves another."""
-    return torch.Generator().manual_seed((seed << 34) + 4 * step + ("start", "batches", "directions").index(purpose))
+    """A generator of its own for each purpose, so that none moves another; torch uses 32 bits of a seed."""
+    mixed = np.random.SeedSequence((seed, step, ("start", "batches", "directions").index(purpose))).generate_state(1)
+    return torch.Generator().manual_seed(int(mixed[0]))
 
 
 class _Point:
@@ -443,7 +445,9 @@ class _Point:
         heights = np.array(wish.levels) * (start if start > 0 else np.nan)
         width = np.array([widths(positions, c, h) for c in curves for h in heights]).reshape(len(curves), len(heights), 3)
         low, middle, high = (curves[:, wish.positions.index(p)] for p in (-1.0, 0.0, 1.0))
-        row |= {"section": curves, "section_bend": (high - 2 * middle + low) / 2, "width": width}
+        bend = (high - 2 * middle + low) / 2
+        bend[~(np.abs(bend) > ROUNDING * self.looker.eps * (np.abs(high) + 2 * np.abs(middle) + np.abs(low)) / 2)] = np.nan
+        row |= {"section": curves, "section_bend": bend, "width": width}
         return row | {"width_distance": width * lengths.reshape(-1, 1, 1)}
 
     def _critical(self) -> Row:
@@ -465,12 +469,12 @@ def _columns(rows: Sequence[Row], spanned: Sequence[Row], wish: _Wish, size: int
         source, tail = (spanned if v.dims[0] == "window" else rows), tuple(lengths[d] for d in v.dims[1:])
         for key in (name, f"{name}_stderr") if v.error == "stderr" else (name,):
             blank = np.full(tail, 0.0 if v.flags else np.nan)
-            values[key] = np.array([row.get(key, blank) for row in source], np.float64).reshape(-1, *tail)
+            values[key] = np.array([row.get(key, blank) for row in source], np.float64).reshape(len(source), *tail)
         if v.reason:
             plain = np.where(np.isfinite(values[name]), int(Outcome.ok), int(Outcome.not_applicable))
             absent = np.full(tail, int(Outcome.not_applicable))
             told = [row.get(f"{name}_outcome", absent if v.flags else p) for row, p in zip(source, plain, strict=True)]
-            values[f"{name}_outcome"] = np.array(told, np.int8).reshape(-1, *tail)
+            values[f"{name}_outcome"] = np.array(told, np.int8).reshape(len(source), *tail)
     return values
 
 
