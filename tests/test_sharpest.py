@@ -220,6 +220,24 @@ def test_noise_share_needs_batches_that_differ():
         assert np.isnan(noise_share(np.ones((2, len(gradients))), gradients)).all()
 
 
+def test_noise_share_of_few_batches_has_the_error_of_a_ratio():
+    gradients = [torch.tensor(g, dtype=F64) for g in ([1.0, 0.0, 2.0], [0.0, 3.0, 1.0], [2.0, 0.0, 0.0])]
+    rows = torch.stack(gradients).numpy() - np.array([1.0, 1.0, 1.0])  # their mean is (1, 1, 1)
+    inside, noise = rows[:, 0] ** 2, (rows**2).sum(1)
+    share, error = noise_share(torch.stack(gradients).numpy().T[:2], gradients)
+    assert share == pytest.approx([inside.sum() / noise.sum(), (rows[:, :2] ** 2).sum() / noise.sum()], rel=1e-12)
+    spread = (inside - share[0] * noise).std(ddof=1) / np.sqrt(3)  # the mean of what is in it is 0
+    assert error[0] == pytest.approx(spread / noise.mean(), rel=1e-12)
+
+
+def test_a_batch_of_all_examples_is_made_once(bowl):
+    surface, run, *_ = bowl
+    found = sharpest(run, surface, k=2, sections=False).isel(step=0)
+    searched = int(found["passes"]) - 3  # of the line search along g: the linearization takes 2, the update 1
+    assert int(found["batch_passes"]) == 1 + searched
+    assert int(found["evaluations"]) == 1 + 2 * 7 + (10 + 3) * 7  # ten random directions, once the other arms
+
+
 def test_the_basis_turns_its_columns_and_takes_vectors_apart():
     turn = rotation(5)
     along = turn @ torch.tensor([-2.0, 3.0, 0.5, 0.0, 0.0], dtype=F64)

@@ -454,7 +454,8 @@ class _Point:
         """Learning rates at which the loss begins to rise, along g on L, and along each g_b on the loss of its batch."""
         start = self.lr if np.isfinite(self.lr) else float(self.pairs.values.abs().max().reciprocal())
         lr = self.full.first_rise(-self.gradient, start)
-        made = {p: 2 / p.first_rise(-g, start) for p, g in zip(self.batches, self.gradients, strict=True)}
+        own = dict(zip(self.batches, self.gradients, strict=True))  # equal batches are one
+        made = {p: 2 / p.first_rise(-g, start) for p, g in own.items()}
         row: Row = {"critical_lr": lr, "critical_sharpness": 2 / lr}
         return row | (over_batches(critical_batch_sharpness=np.array([made[p] for p in self.batches])) if made else {})
 
