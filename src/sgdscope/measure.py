@@ -6,6 +6,7 @@ import inspect
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from sgdscope import __version__
 from sgdscope.contracts import QuantityEntry, quantities, stores
 from sgdscope.errors import ArgumentError, NotAvailableError, unknown
 from sgdscope.records import Header, Record, Snapshot, StepBlock, Surface, Trajectory, steps_dataset, unpack_batch
+from sgdscope.surface import LossSurface
 
 GROWING = ("step", "step_curve", "window")
 WINDOW = 60
@@ -55,7 +57,7 @@ def measure(
         if name in kept and signature.items() <= kept[name].attrs.items():
             groups[name] = kept[name].to_dataset()
             continue
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _undisturbed(surface):
             groups[name] = entry.measure(trajectory, surface, **given[name]).assign_attrs(signature)
         if trajectory.path is not None:
             stores["zarr"].cls.write_measurement(trajectory.path, name, groups[name])
@@ -171,7 +173,8 @@ class LiveQuantity:
             read_snapshot=self._snapshot,
             read_batch=self._batch,
         )
-        return self._entry.measure(window, self._surface, **self._options)
+        with _undisturbed(self._surface):
+            return self._entry.measure(window, self._surface, **self._options)
 
     def _steps(self) -> xr.Dataset:
         names = list(dict.fromkeys(name for block in self._blocks for name in block.columns))
@@ -190,6 +193,11 @@ class LiveQuantity:
         if step not in self._batches:
             raise NotAvailableError(f"the batch of step {step} was not recorded; record with batches='bursts'")
         return unpack_batch(self._batches[step].arrays, self._batches[step].meta["spec"])
+
+
+def _undisturbed(surface: Surface | None) -> AbstractContextManager[None]:
+    """Save the random states once for all evaluations of a measurement; landscapes draw nothing."""
+    return surface.undisturbed() if isinstance(surface, LossSurface) else nullcontext()
 
 
 def _no_header() -> Header:

@@ -6,8 +6,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -28,10 +27,11 @@ from sgdscope.recorder.construction import (
     optimizer_list,
     stands_at,
 )
-from sgdscope.recorder.quiet import same_randomness, unseen
+from sgdscope.recorder.quiet import unseen
 from sgdscope.recorder.rows import Row, block_of, merge
 from sgdscope.recorder.scalars import FOUND_INF, LOSS, ROWS, Scalars
 from sgdscope.recorder.schedules import in_words, parse_bytes, within
+from sgdscope.recorder.sinks import LiveSinks
 from sgdscope.recorder.watching import Pending, SizedWatched, Watched
 from sgdscope.recorder.writer import Writer
 from sgdscope.records import STEP_VARIABLES, Header, Record, Sink, Snapshot, StepBlock, cpu_vector, pack_batch
@@ -100,7 +100,7 @@ class Recorder:
         _check_arguments(path, loss, snapshots, batches, resume, start_step, entry, keyframes)
         named = select_parameters(model, parameters)
         self._optimizers = optimizer_list(optimizer, named)
-        self._loss, self._keyframes, self._live = loss, keyframes, list(live)
+        self._loss, self._keyframes, self._live = loss, keyframes, LiveSinks(live)
         self._keep_batches = batches == "bursts"
         self._active, self._closed, self._open = _is_recording_rank(), False, False
         self._hooks: list[Any] = []
@@ -141,12 +141,10 @@ class Recorder:
         self._logged: dict[str, float | Tensor] = {}
         self._last_point = start  # kept below unless it is unknown whether the record's last step led here
         self._found_inf: Tensor | None = None
-        for sink in self._live:
-            with self._for_sink():
-                sink.begin(self._header)
+        self._live.begin(self._header, self._params[0].device)
         self.store = kind(path, resume=resume, start_step=start if run is not None else start_step)
         self.store.begin(self._header)
-        self._writer = Writer(self.store, f"the {kind.__name__}")
+        self._writer = Writer(self.store, f"the {kind.__name__}", inline="persistent" not in entry.capabilities)
         first = self._scalars.theta
         if run is not None and len(run.snapshot_steps) and int(run.snapshot_steps[0]) < start:
             first = run.theta(int(run.snapshot_steps[0]))
@@ -230,9 +228,7 @@ class Recorder:
             self._drain()
             self._send()
             self._writer.flush()
-            for sink in self._live:
-                with self._for_sink():
-                    sink.flush()
+            self._live.flush()
 
     @property
     def stored_steps(self) -> int:
@@ -263,8 +259,10 @@ class Recorder:
         for hook in self._hooks:
             hook.remove()
         errors: list[Exception] = []
-        sinks = [self._closing(sink) for sink in self._live]
-        sinks.append(lambda: keep_measured(type(self.store), self._path, self._live))
+        sinks: list[Callable[[], None]] = [
+            *self._live.closing(),
+            lambda: keep_measured(type(self.store), self._path, self._live.sinks),
+        ]
         for action in (self._complete, self._scalars.close, self._writer.close, *sinks):
             try:
                 action()
@@ -348,7 +346,7 @@ class Recorder:
         self._finished = opened
         wanted = self._points.wants(self._step) and self._step != self._last_point
         late = time.monotonic() - self._drained >= BLOCK_SECONDS
-        if opened >= ROWS or late or (wanted and self._live):
+        if opened >= ROWS or late or self._live.due:
             self._drain()
         if wanted:
             self._keep_point(self._step)
@@ -410,13 +408,12 @@ class Recorder:
         """Turn the finished rows of the table into a block; live sinks get it now, the store in larger ones."""
         count, self._finished = self._finished, 0
         self._drained = time.monotonic()
+        block = None
         if count:
             block, self._before = block_of(self._rows[:count], self._scalars.drain(count), self._before)
             del self._rows[:count]
             self._unsent.append(block)
-            for sink in self._live:
-                with self._for_sink():
-                    sink.write_steps(block)
+        self._live.feed(block)
         if sum(len(block.steps) for block in self._unsent) >= ROWS or self._drained - self._sent >= BLOCK_SECONDS:
             self._send()
 
@@ -434,9 +431,7 @@ class Recorder:
         self._last_point = step
         self._points.spend(snapshot.theta.nbytes + snapshot.buffers.nbytes)
         self._writer.put(snapshot)
-        for sink in self._live:
-            with self._for_sink():
-                sink.write_snapshot(snapshot)
+        self._live.put(snapshot)
 
     def _keep(self, record: Record) -> None:
         size = sum(array.nbytes for array in record.arrays.values())
@@ -444,15 +439,7 @@ class Recorder:
             return
         self._points.spend(size)
         self._writer.put(record)
-        for sink in self._live:
-            with self._for_sink():
-                sink.write_record(record)
-
-    @contextmanager
-    def _for_sink(self) -> Generator[None]:
-        """Live sinks may take gradients; the random states are put back after them."""
-        with unseen(self._scalars.device, grad=True), same_randomness(self._scalars.device):
-            yield
+        self._live.put(record)
 
     def _complete(self) -> None:
         """The last row and the last point; an update that raised halfway is left out."""
@@ -470,13 +457,7 @@ class Recorder:
             self._send()
             if self._step != self._last_point:
                 self._keep_point(self._step)
-
-    def _closing(self, sink: Sink) -> Callable[[], None]:
-        def close() -> None:
-            with self._for_sink():
-                sink.close()
-
-        return close
+            self._live.feed()
 
 
 def _is_recording_rank() -> bool:

@@ -26,9 +26,10 @@ class Writer:
     Args:
         sink: is called from the thread only, once the thread runs.
         name: of the sink in messages.
+        inline: call the sink at once and without a thread, for one that keeps things in memory.
     """
 
-    def __init__(self, sink: Sink, name: str) -> None:
+    def __init__(self, sink: Sink, name: str, *, inline: bool = False) -> None:
         self._sink, self._name = sink, name
         self._jobs: deque[tuple[Callable[[], None], int]] = deque()
         self._waiting = self._bytes = 0
@@ -36,8 +37,9 @@ class Writer:
         self._change = threading.Condition()
         self._error: BaseException | None = None
         self.waited = 0  # how often the loop waited for the sink
-        self._thread = threading.Thread(target=self._run, name="sgdscope-writer", daemon=True)
-        self._thread.start()
+        self._thread = None if inline else threading.Thread(target=self._run, name="sgdscope-writer", daemon=True)
+        if self._thread is not None:
+            self._thread.start()
 
     def put(self, item: StepBlock | Snapshot | Record) -> None:
         """Queue something; waits while the queue is full.
@@ -57,6 +59,11 @@ class Writer:
             self._append(lambda: self._sink.write_record(item), sum(np.asarray(a).nbytes for a in item.arrays.values()))
 
     def _append(self, job: Callable[[], None], size: int) -> None:
+        if self._thread is None:
+            self.check()
+            self._do(job)
+            self.check()
+            return
         with self._change:
             if size and not self._room(size):
                 self.waited += 1
@@ -89,7 +96,8 @@ class Writer:
             RecorderError: the sink failed.
         """
         self._append(self._sink.flush, 0)
-        self._wait()
+        if self._thread is not None:
+            self._wait()
         self.check()
 
     def close(self) -> None:
@@ -101,12 +109,20 @@ class Writer:
         with self._change:
             self._stop = True
             self._change.notify_all()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
         try:
             self._sink.close()
         except Exception as error:
             self._error = self._error or error
         self.check()
+
+    def _do(self, job: Callable[[], None]) -> None:
+        try:
+            if self._error is None:
+                job()
+        except BaseException as error:
+            self._error = error
 
     def _wait(self) -> None:
         with self._change:
@@ -122,11 +138,7 @@ class Writer:
                     return
                 job, size = self._jobs.popleft()
                 self._idle = False
-            try:
-                if self._error is None:
-                    job()
-            except BaseException as error:
-                self._error = error
+            self._do(job)
             del job
             with self._change:
                 self._waiting -= size > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -37,8 +38,7 @@ class LossSurface:
     all random states are left as they are. Dropout is off. On a CPU 2-D convolutions run channels last where the model
     allows it. A loss that is NaN or infinite is returned as such, not raised.
 
-    At construction the surface proves itself (`proof.prove`) on up to 8 examples. Memory: the copy of the model and a copy
-    of the data.
+    At construction it proves itself (`proof.prove`) on up to 8 examples. Memory: a copy of the model and one of the data.
 
     Args:
         model: any module; wrappers of ``torch.compile`` and data parallel are stripped. User hooks are not copied.
@@ -203,6 +203,10 @@ class LossSurface:
         own = np.repeat(self._batches.weights / sizes, sizes)
         return np.concatenate(self._gather(own)) / self._total
 
+    def undisturbed(self) -> AbstractContextManager[None]:
+        """Save the caller's random states once for many evaluations; each then costs 0.1 ms less."""
+        return undisturbed(self._net.device, grad=True)
+
     # --- what is measured ---------------------------------------------------------------------------------------------------
 
     def theta(self) -> Tensor:
@@ -333,8 +337,7 @@ class LossSurface:
             with undisturbed(self._net.device, grad=False):
                 self._place(generic_point(self._net, 0.1, torch.Generator().manual_seed(SEED)), self._net.start_buffers)
                 way = decide(self._net, self._batches, mixes=self._batchnorm == "batch" and self._net.normalised)
-            ways = set(self._gather(way))
-            self._way = way if len(ways) == 1 else "batches"
+            self._way = way if len(set(self._gather(way))) == 1 else "batches"
         return self._way
 
     def losses(self, theta: Tensor, buffers: Buffers | None = None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,12 +24,21 @@ Loss = Callable[[Any, Any], Tensor]
 Mode = Literal["eval", "batch", "gather"]
 
 
+class _Depth(threading.local):
+    """Whether this thread is inside of `undisturbed` already."""
+
+    inside = False
+
+
+_depth = _Depth()
+
+
 @contextmanager
 def undisturbed(device: torch.device, *, grad: bool) -> Generator[None, None, None]:
     """Run something whatever the caller's modes are, and leave every random state as it was.
 
     Autocast and inference mode are off inside; the random states of torch (and of the surface's CUDA device), numpy
-    and python are saved and restored.
+    and python are saved and restored, once by the outermost of nested contexts.
 
     Args:
         device: of the surface.
@@ -37,6 +47,10 @@ def undisturbed(device: torch.device, *, grad: bool) -> Generator[None, None, No
     Yields:
         Nothing.
     """
+    if _depth.inside:
+        with torch.set_grad_enabled(grad):
+            yield
+        return
     python, legacy = random.getstate(), np.random.get_state()  # ruff: ignore[numpy-legacy-random]  # the user's, saved to be restored
     devices = [device] if device.type == "cuda" else []
     casts = {kind for kind in ("cpu", device.type) if torch.is_autocast_enabled(kind)}
@@ -47,8 +61,10 @@ def undisturbed(device: torch.device, *, grad: bool) -> Generator[None, None, No
             stack.enter_context(torch.set_grad_enabled(grad))
             for kind in casts:
                 stack.enter_context(torch.autocast(kind, enabled=False))
+            _depth.inside = True
             yield
     finally:
+        _depth.inside = False
         random.setstate(python)
         np.random.set_state(legacy)  # ruff: ignore[numpy-legacy-random]
 

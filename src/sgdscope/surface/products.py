@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -150,6 +151,18 @@ class Linearized:
             warnings.filterwarnings("ignore", "Using backward.. with create_graph=True", UserWarning)
             yield
 
+    @contextmanager
+    def _light(self) -> Generator[None, None, None]:
+        """For products on kept graphs, which draw nothing: outside the caller's autocast and inference mode."""
+        with ExitStack() as stack:
+            if torch.is_inference_mode_enabled():
+                stack.enter_context(torch.inference_mode(False))
+            for kind in ("cpu", self._net.device.type):
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
+            stack.enter_context(torch.enable_grad())
+            yield
+
     def _linearize(self) -> tuple[float, Tensor]:
         """Value and gradient; keeps as many graphs as there is room for."""
         flat = torch.zeros(self._net.layout.size, dtype=torch.float64, device=self._net.device)
@@ -232,16 +245,18 @@ class Linearized:
         if not isinstance(vectors, Tensor) or vectors.ndim not in {1, 2} or len(vectors) != size:
             came = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
             raise ArgumentError(f"vectors: expected a tensor of shape ({size},) or ({size}, k), got {came}")
-        columns = vectors.detach().to(self._net.device, storage).reshape(size, -1)
-        if not torch.isfinite(columns).all():
+        columns = vectors.detach().to(self._net.device, storage).reshape(size, -1).T.contiguous()
+        if not math.isfinite(float(columns.sum())) and not torch.isfinite(columns).all():
             raise ArgumentError("vectors: expected finite numbers, got NaN or infinity; look at where they come from")
-        with self._quiet():
-            out = torch.zeros(columns.shape[1], size, dtype=torch.float64, device=columns.device)
-            for flat, column in zip(out, columns.T, strict=True):
-                one(flat, column.contiguous())
+        with self._light() if self.kept == 1 and self.way == "graph" else self._quiet():
+            out = torch.zeros(columns.shape, dtype=torch.float64, device=columns.device)
+            for flat, column in zip(out, columns, strict=True):
+                one(flat, column)
                 self.products += 1
-        out = self._reduced(out).T + self._decay * columns.double()
-        return out.to(storage).reshape(vectors.shape).to(vectors.device)
+        out = self._reduced(out)
+        if self._decay:
+            out.add_(columns, alpha=self._decay)
+        return out.T.to(storage).reshape(vectors.shape).to(vectors.device)
 
     def _split(self, vector: Tensor) -> list[Tensor]:
         """One piece for each parameter, in its shape and dtype."""
