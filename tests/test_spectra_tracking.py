@@ -139,8 +139,9 @@ def test_an_outlier_without_any_coupling_is_reached_through_the_random_share():
     matrix = torch.zeros(SIZE + 1, SIZE + 1, dtype=F64)
     matrix[:SIZE, :SIZE], matrix[SIZE, SIZE] = START + 0.2 * DIRECTION, 12.0
     padded = replace(before, vectors=torch.cat([before.vectors, torch.zeros(1, 2, dtype=F64)]))
-    found = track(Counted(matrix), padded)
-    assert found.values[0].item() == pytest.approx(12.0, rel=1e-5)
+    starts = [torch.Generator().manual_seed(seed) for seed in range(20)]
+    found = [track(Counted(matrix), padded, tolerance=1e-4, generator=start).values[0].item() for start in starts]
+    assert sum(abs(value - 12.0) < 1e-3 for value in found) >= 15  # 37 of 40 seeds; at a tolerance of 1e-3 half of them
 
 
 def test_budgets_and_wrong_arguments_are_said():

@@ -23,6 +23,9 @@ MEMORY = 2**30  # bytes of basis held when `keep` is None
 EVERY = 100  # basis vectors above which not every step is tested
 
 
+DENSE = 32  # rows up to which a dense solver beats a tridiagonal one, whose checks cost 0.1 ms a call
+
+
 @dataclass(frozen=True)
 class Goal:
     """What is wanted of the spectrum.
@@ -101,7 +104,8 @@ def _columns(krylov: Krylov, indices: NDArray[np.intp]) -> tuple[Array, Array]:
 
 def _ritz(krylov: Krylov, goal: Goal, *, whole: bool = False) -> Ritz | None:
     """The wanted pairs; None as soon as the least wanted of them is seen not to meet its limit (unless `whole`)."""
-    if krylov.tridiagonal:
+    long = krylov.tridiagonal and krylov.length > DENSE
+    if long:
         everything: Array = eigh_tridiagonal(*krylov.diagonals(), eigvals_only=True).astype(np.float64)
     else:
         everything, rotations = np.linalg.eigh(krylov.matrix())
@@ -109,8 +113,8 @@ def _ritz(krylov: Krylov, goal: Goal, *, whole: bool = False) -> Ritz | None:
     floor = FLOOR * krylov.products.eps * norm
     order = goal.order(everything)[: goal.wanted]
     last, ordered = order[-1:], np.sort(order)
-    for indices in (ordered,) if whole or not krylov.tridiagonal else (last, ordered):
-        values, rotation = _columns(krylov, indices) if krylov.tridiagonal else (everything[indices], rotations[:, indices])
+    for indices in (last, ordered) if long and not whole else (ordered,):
+        values, rotation = _columns(krylov, indices) if long else (everything[indices], rotations[:, indices])
         limits = goal.tolerance * goal.scale(values, norm)
         ritz = Ritz(values, rotation, np.maximum(krylov.residuals(rotation), floor), limits, floor)
         if not whole and not ritz.converged:
