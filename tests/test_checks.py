@@ -31,7 +31,7 @@ def a_walk(updates=130):
 
 def test_chosen():
     assert checks.chosen(["W3", "W1"]) == ["W3", "W1"]
-    assert checks.chosen(None, paper="walk_with_sgd", scope="sweep") == ["W5", "W6", "W7", "W8", "W10"]
+    assert checks.chosen(None, paper="walk_with_sgd", scope="sweep") == ["W12", "W13", "W16", "W5", "W6", "W7", "W8", "W10"]
     assert set(checks.chosen(None)) == set(claims)
     with pytest.raises(UnknownNameError, match="no claim is called 'W99'"):
         checks.chosen(["W99"])
