@@ -313,3 +313,15 @@ def test_n5_describes_each_arm_of_each_seed_once(preset):
     assert {name for _, name in found} == names
     assert len(found) == len(set(found)) == 40
     assert all(d["phases"][0]["weight_decay"] == 0 and d["model"]["name"] == "mlp" for d in told)
+
+
+def test_the_papers_grid_has_each_setting_once():
+    told = claims["N1"].experiments["paper"](2)
+    settings = {(d["phases"][0]["lr"], d["phases"][0]["batch_size"], d["seed"]) for d in told}
+    assert len(settings) == len(told) == 45
+    assert {d["phases"][0]["updates"] * d["phases"][0]["batch_size"] // 45000 for d in told} == {195, 199}  # whole batches alone
+    assert {(d["model"]["name"], d["phases"][0]["weight_decay"], d["phases"][0]["momentum"]) for d in told} == {
+        ("simplecnn", 0, 0)
+    }
+    for preset in ("quick", "standard"):
+        assert claims["N1"].experiments[preset](2) == claims["W12"].experiments[preset](2)

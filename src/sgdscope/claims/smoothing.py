@@ -17,7 +17,8 @@ from sgdscope.contracts import Controls, Evidence, Source, Verdict, claim
 from sgdscope.evidence import known
 from sgdscope.evidence.matched import WHOLE, at_levels, common_losses, with_noise
 from sgdscope.evidence.partial import partial, pooled
-from sgdscope.evidence.protocols import PATH_SWEEP, SIZES, described, presets
+from sgdscope.evidence.protocols import PATH_SWEEP, SIZES, described, path_of
+from sgdscope.evidence.sharp_runs import BASE
 from sgdscope.evidence.sharpness import Path, path, paths, place
 from sgdscope.evidence.units import alive, increments, moved, named
 from sgdscope.evidence.windows import decide, full_batch, mean_finite, weakest
@@ -31,6 +32,22 @@ NONE = 0.2  # N4: a partial correlation within -+0.2 counts as none
 ARMS = {"identity": "a linear network", "white": "white noise of equal norm", "projected": "noise without e_1..e_5"}
 
 
+def _papers(seed: int) -> list[dict[str, Any]]:
+    """SimpleCNN on CIFAR-10 over learning rates and batch sizes that the same authors' code has, 200 epochs each."""
+    found = []
+    for s in range(1000 * seed, 1000 * seed + PAIRS):
+        for lr in (0.01, 0.05, 0.1):
+            for batch in (32, 128, 1024):
+                told = described("paper", s, lr, batch, at="path", weight_decay=0.0) | {"model": {"name": "simplecnn"}}
+                updates = 200 * (45000 // batch)
+                told["phases"][0]["updates"], told["record"]["snapshots"]["at"] = updates, path_of(updates)
+                found.append(told | {"name": f"paper-simplecnn-lr{lr:g}-batch{batch}-seed{s}"})
+    return found
+
+
+NOISY = PATH_SWEEP | {"paper": _papers}
+
+
 @claim(
     "N1",
     sentence="More noise, by a larger learning rate or a smaller batch, means a lower lambda_1 along the path, "
@@ -41,7 +58,7 @@ ARMS = {"identity": "a linear network", "white": "white noise of equal norm", "p
     "training loss that the runs share: the smaller",
     threshold="> 0 for both",
     quantities=CURVATURE,
-    experiments=PATH_SWEEP,
+    experiments=NOISY,
     controls=Controls(
         known.grid, lambda seed: known.grid(seed, lr=-0.4), lambda seed: known.grid(seed, seeds=2),
         lambda seed: known.grid(seed, speed=0.01),
@@ -61,7 +78,7 @@ def noise_lowers(runs: Sequence[Evidence]) -> Verdict:
     statistic="slopes of the logs of the three over log lr and over -log batch size, as in N1: the least",
     threshold="> 0 for all six",
     quantities=CURVATURE,
-    experiments=PATH_SWEEP,
+    experiments=NOISY,
     controls=Controls(
         known.grid, lambda seed: known.grid(seed, batch=-0.4), lambda seed: known.grid(seed, seeds=2),
         lambda seed: known.grid(seed, speed=0.01),
@@ -70,9 +87,6 @@ def noise_lowers(runs: Sequence[Evidence]) -> Verdict:
 def noise_conditions(runs: Sequence[Evidence]) -> Verdict:
     """Judge N2: six trends."""
     return with_noise("N2", runs, CONDITIONING)
-
-
-FIVE = presets([(1.0, 1.0, s, {"at": "path"}) for s in range(PAIRS)])
 
 
 def _without(claim_id: str, answer: Any, reason: str, runs: Sequence[Evidence], group: str = "neurons") -> Verdict:
@@ -106,7 +120,7 @@ def _with_units(claim_id: str, runs: Sequence[Evidence]) -> Verdict | None:
     "along random directions; the smaller, over seeds",
     threshold="> 0 for both",
     quantities=UNITS,
-    experiments=FIVE,
+    experiments=BASE,
     controls=Controls(
         known.saturating, lambda seed: known.saturating(seed, sharp=-1.0), lambda seed: known.saturating(seed, seeds=3),
         lambda seed: known.saturating(seed, units=False),
@@ -150,7 +164,7 @@ def saturate_along_sharp(runs: Sequence[Evidence]) -> Verdict:
     "loss, and given those of loss and softmax saturation; mean over seeds, the larger of the two",
     threshold=f"< 0 for both; within -+{NONE} given the softmax, with a softmax that correlates, contradicts",
     quantities=UNITS,
-    experiments=FIVE,
+    experiments=BASE,
     controls=Controls(
         known.mediated, lambda seed: known.mediated(seed, units=0.3), lambda seed: known.mediated(seed, seeds=3),
         lambda seed: known.saturating(seed, units=False),
