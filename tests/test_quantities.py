@@ -13,7 +13,11 @@ from sgdscope.landscapes import DoubleWell, NoisyQuadratic, walk
 
 F64 = torch.float64
 NAMES = ["valley", "motion", *(n for n in quantities if n not in {"valley", "motion"})]
-THOROUGH = {"valley": {"projection": True, "decay": True, "break_even": True}}
+THOROUGH = {
+    "valley": {"projection": True, "decay": True, "break_even": True},
+    "curvature": {"bottom": True, "probes": 4, "invariant": True, "layers": True, "halves": True, "density": 2},
+    "batch": {"eigenvalue": True, "tolerance": 1e-6, "probes": 2, "parts": 2, "sharpness": True, "gni": 3},
+}
 
 
 class ScaledHessian:

@@ -22,6 +22,18 @@ NODES = 8  # degree of the polynomial along a direction
 ROUNDED = 1e-11  # of the range of the loss: `lobatto` rounds its points to 12 decimals, up to 64 / 2 times as steep
 
 
+def private(*numbers: int) -> torch.Generator:
+    """A generator of its own for each seed, step and purpose, so that no draw moves another.
+
+    Args:
+        *numbers: each >= 0, such as (seed, step, purpose); torch uses 32 bits of a seed, so they are hashed together.
+
+    Returns:
+        On the CPU.
+    """
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+
+
 class Basis:
     """Orthonormal directions, and the parts of vectors within and outside of them.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sgdscope import spectra, theory
 from sgdscope.contracts import Source, declare, measurement, quantity, scalars
+from sgdscope.directions import private
 from sgdscope.errors import ArgumentError, DataError, NotAvailableError, Outcome
 from sgdscope.records import Linearization, Surface, Trajectory, windows
 from sgdscope.statistics import slope
@@ -280,7 +281,7 @@ class _Point:
     def __init__(self, h: Linearization, wish: _Wish, step: int, groups: Mapping[str, list[slice]], theta: Tensor) -> None:
         self.h, self.wish, self.groups, self.theta = h, wish, groups, theta
         self.size = len(theta)
-        self.random = torch.Generator().manual_seed((wish.seed << 32) + step)
+        self.random = private(wish.seed, step)
         self.finite = bool(np.isfinite(h.value) and torch.isfinite(h.gradient).all())
 
     def solve(self, matvec: Callable[[Tensor], Tensor], k: int, start: Tensor, which: str = "top") -> spectra.Eigenpairs:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sgdscope.contracts import Source, declare, measurement, quantity, scalars
+from sgdscope.directions import private
 from sgdscope.errors import ArgumentError, DataError, Outcome, SurfaceError
 from sgdscope.records import Linearization, Surface, Trajectory, windows
 from sgdscope.spectra import Eigenpairs, eigenpairs
@@ -215,11 +216,6 @@ def _settings(trajectory: Trajectory, wish: _Wish, step: int) -> tuple[float, fl
     return lr, size
 
 
-def _generator(seed: int, step: int, stream: int) -> torch.Generator:
-    """Randomness of one point, whatever the windows."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step, stream]).generate_state(1)[0]))
-
-
 def _products(product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """A product that says when it is not finite."""
 
@@ -295,7 +291,7 @@ class _Point:
         if not self._steps(vectors, settings, pairs.outcome):
             return
         lowest = self._pairs(h, h.hvp, self.wish.k, "bottom") if self.wish.bottom else None
-        fresh = torch.randn(len(self.theta), self.wish.randoms, generator=_generator(self.wish.seed, self.step, 1)).double()
+        fresh = torch.randn(len(self.theta), self.wish.randoms, generator=private(self.wish.seed, self.step, 1)).double()
         arms = {"sharp": vectors.T[:, None], "random": _upward(fresh / fresh.norm(dim=0), gradient).T.expand(n, -1, -1)}
         if gradient.norm() > 0:
             arms["gradient"] = (gradient / gradient.norm()).expand(n, 1, -1)
@@ -312,7 +308,7 @@ class _Point:
     def _pairs(self, h: Linearization, product: Callable[[Tensor], Tensor], k: int, which: str) -> Eigenpairs | None:
         """Eigenpairs; None where they do not exist."""
         start = h.gradient if float(h.gradient.norm()) > 0 and bool(torch.isfinite(h.gradient).all()) else None
-        generator = _generator(self.wish.seed, self.step, 2)
+        generator = private(self.wish.seed, self.step, 2)
         try:
             return eigenpairs(
                 _products(product),
@@ -347,7 +343,7 @@ class _Point:
         examples = self.surface.fingerprint().get("examples")
         if not (lr > 0 and size >= 1 and examples):
             return False
-        generator, moves = _generator(self.wish.seed, self.step, 0), []
+        generator, moves = private(self.wish.seed, self.step, 0), []
         for _ in range(self.wish.batches):
             try:
                 batch = self.surface.rows(torch.randperm(examples, generator=generator)[: int(size)])
@@ -365,7 +361,7 @@ class _Point:
         count, every = self.wish.examples, self.surface.fingerprint().get("examples") or 0
         if count is None or 0 < every <= count:
             return self.surface
-        return self.surface.subset(torch.randperm(every, generator=_generator(self.wish.seed, self.step, 3))[:count])
+        return self.surface.subset(torch.randperm(every, generator=private(self.wish.seed, self.step, 3))[:count])
 
     def _look(self, surface: Surface, theta: Tensor) -> Array:
         """Saturation, squared slope, softmax saturation and loss at a point."""

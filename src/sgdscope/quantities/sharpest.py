@@ -17,7 +17,7 @@ from torch import Tensor
 from sgdscope import spectra
 from sgdscope.contracts import Source, declare, measurement, quantity, scalars
 from sgdscope.curves import ROUNDING, vertex, widths
-from sgdscope.directions import Basis, Buffers, Probe, chance_cosine, minibatches, noise_share, over_batches
+from sgdscope.directions import Basis, Buffers, Probe, chance_cosine, minibatches, noise_share, over_batches, private
 from sgdscope.errors import ArgumentError, DataError, Outcome
 from sgdscope.records import Linearization, Surface, Trajectory, windows
 
@@ -305,9 +305,7 @@ class _Looker:
 
 
 def _random(seed: int, step: int, purpose: str) -> torch.Generator:
-    """A generator of its own for each purpose, so that none moves another; torch uses 32 bits of a seed."""
-    mixed = np.random.SeedSequence((seed, step, ("start", "batches", "directions").index(purpose))).generate_state(1)
-    return torch.Generator().manual_seed(int(mixed[0]))
+    return private(seed, step, ("start", "batches", "directions").index(purpose))
 
 
 class _Point:
