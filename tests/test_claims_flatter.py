@@ -25,8 +25,14 @@ def walk(lr, batch, seed, *, top, trace=None, frobenius=None, losses=None, right
     return found
 
 
+def ended(batch):
+    """Ten measured points of a run that sees 576 examples."""
+    return (np.arange(10) * (64 // batch)).tolist()
+
+
 def grid(of, seeds=5):
-    return [walk(lr, batch, s, **of(lr, batch, s)) for lr in LRS for batch in BATCHES for s in range(seeds)]
+    runs = [(lr, batch, s) for lr in LRS for batch in BATCHES for s in range(seeds)]
+    return [walk(*at, **({"steps": ended(at[1])} | of(*at))) for at in runs]
 
 
 def judged(name, runs):
@@ -83,6 +89,20 @@ def test_f1_needs_three_seeds_of_a_whole_grid_and_a_loss_that_is_left():
     assert judged("F1", grid(gone)).verdict == "not in regime"
     apart = lambda lr, batch, s: of(lr, batch, s) | ({"losses": np.linspace(2, 1.85, 10)} if lr == LRS[0] else {})  # ruff: ignore[lambda-assignment]
     assert judged("F1", grid(apart)).verdict == "not in regime"  # nothing in common below 7.5 % of the initial loss
+
+
+@pytest.mark.parametrize("name", ["F1", "F2", "F3", "F4"])
+def test_ends_are_compared_after_equal_epochs_only(name):
+    norm = power(-0.5, 0.5)
+
+    def of(*at):
+        losses = np.linspace(2, 0.5 + at[1] / 100 + at[0] / 10, 10)
+        return {"top": norm(*at), "right": 1 - norm(*at) / 1000, "losses": losses}
+
+    assert judged(name, grid(of)).verdict == "supported"
+    equal_updates = judged(name, grid(lambda *at: of(*at) | {"steps": STEPS}))
+    assert equal_updates.verdict == "undecided"
+    assert "1440 to 5760 examples" in equal_updates.reason
 
 
 # --- F3 --------------------------------------------------------------------------------------------------------------------
@@ -170,11 +190,6 @@ def test_f4_asks_at_a_given_training_loss_too():
 # --- F5 --------------------------------------------------------------------------------------------------------------------
 
 BASE, DIAGONAL, ALONE = (0.1, 8), {2: (0.2, 16), 4: (0.4, 32), 8: (0.8, 64)}, (0.2, 8)
-
-
-def ended(batch):
-    """Ten measured points of a run that sees 576 examples."""
-    return (np.arange(10) * (64 // batch)).tolist()
 
 
 def rescaling(norm=1.0, curve=1.0, accuracy=0.0, *, broken=8, alone=2.0, seeds=5, sharp=3.0, noise=0.0):

@@ -50,14 +50,26 @@ def _ends(grid: Sequence[Path], name: str) -> Table:
     return {key: float(p.values[-1]) for key, p in own.items() if len(p.values)}
 
 
+def _usable(claim_id: str, grid: Sequence[Path], least: int) -> tuple[list[Path], Verdict | None]:
+    """The runs of the seeds of which no loss has vanished, or the verdict that says why too few seeds are left."""
+    examples = [rescaling.seen(p) for p in grid]
+    if examples and max(examples) > (1 + rescaling.CLOSE) * min(examples):
+        reason = f"the runs have seen {min(examples):g} to {max(examples):g} examples; ends after equal epochs are compared"
+        return [], silent(claim_id, "undecided", 0.0, reason, grid)
+    seeds, out = {p.seed for p in grid}, {p.seed for p in grid if vanished(p)}
+    if len(seeds) >= least > len(seeds - out):
+        reason = f"in {len(out)} of {len(seeds)} seeds the training loss of a run has vanished, and the curvature with it"
+        return [], silent(claim_id, "not in regime", 0.0, reason, grid)
+    return [p for p in grid if p.seed not in out], None
+
+
 def _trends(claim_id: str, runs: Sequence[Evidence], by: str) -> Verdict | tuple[dict[str, Trend], list[Path]]:
     """How the flatness follows a setting, norm by norm, at the end and at the lowest training loss that the runs share."""
     found = matched(runs, NORMS, LOWEST)
-    out = {p.seed for p in found.grid if vanished(p)}
-    left = found.seeds - out
-    if len(found.seeds) >= SEEDS > len(left):
-        reason = f"in {len(out)} of {len(found.seeds)} seeds the training loss of a run has vanished, and the curvature with it"
-        return silent(claim_id, "not in regime", 0.0, reason, found.grid)
+    kept, early = _usable(claim_id, found.grid, SEEDS)
+    if early:
+        return early
+    left = {p.seed for p in kept}
     if len(left) >= SEEDS > len(left & set(found.levels)):
         reason = f"in too many seeds the runs share less than {COMMON:.0%} of their range of training losses"
         return silent(claim_id, "not in regime", 0.0, reason, found.grid)
@@ -68,7 +80,7 @@ def _trends(claim_id: str, runs: Sequence[Evidence], by: str) -> Verdict | tuple
     if len(known) < len(trends):
         reason = f"an ordered trend needs 3 settings with {SEEDS} seeds each, of a whole grid and with numbers that converged"
         return silent(claim_id, "undecided", 0.0, reason, found.grid)
-    return known, [p for p in found.grid if p.seed in left]
+    return known, kept
 
 
 def _followed(claim_id: str, runs: Sequence[Evidence], by: str, sign: int, setting: str) -> Verdict:
@@ -213,13 +225,13 @@ def collapses(runs: Sequence[Evidence]) -> Verdict:
         The verdict.
     """
     found = matched(runs, NORMS, LOWEST)
-    out = {p.seed for p in found.grid if vanished(p)}
-    if len(found.seeds) >= PAIRS > len(found.seeds - out):
-        reason = f"in {len(out)} of {len(found.seeds)} seeds the training loss of a run has vanished, and the curvature with it"
-        return silent("F3", "not in regime", 0.0, reason, found.grid)
+    kept, early = _usable("F3", found.grid, PAIRS)
+    if early:
+        return early
     tables = {f"{norm} at the end": _ends(found.grid, norm) for norm in NORMS}
     tables |= {f"{norm} at equal loss": dict(found.tables[norm]) for norm in NORMS}
-    fits = {name: _fits({k: v for k, v in t.items() if k[2] not in out}) for name, t in tables.items()}
+    left = {p.seed for p in kept}
+    fits = {name: _fits({k: v for k, v in t.items() if k[2] in left}) for name, t in tables.items()}
     own = fits["frobenius at the end"]
     if len(own) < PAIRS:
         reason = f"{len(own)} seeds have a whole grid of at least 3 learning rates and 3 batch sizes, {PAIRS} are needed"
@@ -287,12 +299,10 @@ def flatter_is_better(runs: Sequence[Evidence]) -> Verdict:
     every = [p for own in table.values() for p in own.values()]
     if every and not any(isfinite(last_accuracy(p.run)) for p in every):
         return silent("F4", "not in regime", 0.0, "no held-out accuracy is known of these runs", every)
-    out = {p.seed for p in every if vanished(p)}
-    seeds = {p.seed for p in every}
-    if len(seeds) >= PAIRS > len(seeds - out):
-        reason = f"in {len(out)} of {len(seeds)} seeds the training loss of a run has vanished, and the curvature with it"
-        return silent("F4", "not in regime", 0.0, reason, every)
-    taus = {norm: [_taus(every, s, norm) for s in sorted(seeds - out)] for norm in NORMS}
+    kept, early = _usable("F4", every, PAIRS)
+    if early:
+        return early
+    taus = {norm: [_taus(kept, s, norm) for s in sorted({p.seed for p in kept})] for norm in NORMS}
     known = {norm: np.array([pair for pair in pairs if np.isfinite(pair).all()]) for norm, pairs in taus.items()}
     if len(known["frobenius"]) < PAIRS:
         reason = (
@@ -308,7 +318,6 @@ def flatter_is_better(runs: Sequence[Evidence]) -> Verdict:
         f"{partial.statistic:+.2f} ({len(table)} settings)"
     )
     details = {f"{norm}, {p.name}": p.told for norm, parts in told.items() for p in parts}
-    kept = [p for p in every if p.seed not in out]
     return Verdict("F4", verdict, least.statistic, least.interval, least.n, 0.0, reason, place(kept), None, details)
 
 
