@@ -117,6 +117,8 @@ def test_s12_is_the_factor_over_the_pair():
     assert found.verdict == "supported"
     assert found.statistic == pytest.approx(2 * np.exp(np.log(WOBBLE).mean()), rel=1e-12)
     assert (found.n, found.smallest_p) == (5, 1 / 32)
+    assert found.details["an_order_of_magnitude"] == "contradicted"
+    assert judged("S12", pairs(lambda s: {"top": 330 * WOBBLE[s]})).details["an_order_of_magnitude"] == "supported"
     assert judged("S12", pairs(lambda s: {"top": 30 * WOBBLE[s]})).verdict == "undecided"
     assert judged("S12", pairs(lambda s: {"top": 15 * WOBBLE[s]})).verdict == "contradicted"
 
