@@ -149,8 +149,16 @@ def varied(
     final: Any = "not in regime" if open_end else answer
     edge = {f"{x:g}": _median([half_eta(p) for p in found if getattr(p, by) == x]) for x in settings}
     details: dict[str, Any] = {"values": [[*key, v] for key, v in table.items()], "not_peaked": late, "half_eta_sharpness": edge}
-    details["p"] = [power.p_rising, power.p_falling]
+    details |= {"p": [power.p_rising, power.p_falling], "at_equal_loss": _at_equal_loss(found, by)}
     return Verdict(claim, final, power.slope, power.interval, power.seeds, 0.0, reason, regime, power.smallest_p, details)
+
+
+def _at_equal_loss(found: Sequence[Path], by: str) -> list[float] | None:
+    """Power of lambda_1 at the lowest training loss that all runs reach, with its interval: what remains without progress."""
+    level = max(float(np.nanmin(p.losses)) if np.isfinite(p.losses).any() else nan for p in found)
+    fixed = "batch_size" if by == "lr" else "lr"
+    power = trend({(getattr(p, by), getattr(p, fixed), p.seed): p.at_loss(level) for p in found})
+    return None if power is None else [power.slope, *power.interval]
 
 
 def _reason(text: str, by: str, power: Trend, values: Mapping[float, Sequence[float]]) -> str:
