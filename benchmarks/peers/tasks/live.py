@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from benchmarks.peers.session import Entrant, Session, middle
 
-UPDATES, BATCH = {"mlp": 50, "cnn": 5}, 64
-SETS = {"cockpit": ("economy", "full")}  # tool -> what it measures at every update
+UPDATES, BATCH = {"mlp": 120, "cnn": 30}, 64
+SETS = {"ours": ("scalars", "economy", "full"), "cockpit": ("economy", "full")}  # tool -> what it measures at every update
 
 
 def run(session: Session) -> None:
@@ -18,7 +18,8 @@ def run(session: Session) -> None:
         for point in session.points(net, stages=("early",), seeds=session.seeds[:1]):
             for tool, sets in SETS.items():
                 options = {"updates": UPDATES[net], "batch": BATCH, "lr": 0.01}
-                entrants = {what: Entrant(tool, options | {"what": what}) for what in ("plain", *sets)}
+                entrants = {f"{tool} {what}": Entrant(tool, options | {"what": what}) for what in ("plain", *sets)}
                 found = session.rounds("live", point, entrants)
-                for what in [what for what in sets if what in found and "plain" in found]:
-                    session.row("live", point, f"{tool} {what} / plain step", middle(found[what]) / middle(found["plain"]))
+                plain = found.pop(f"{tool} plain", None)
+                for label, answers in found.items() if plain else ():
+                    session.row("live", point, f"{label} / plain step", middle(answers) / middle(plain))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import sgdscope as ss
 from benchmarks.peers.worker import Work, criterion, serve, shuffled
 from sgdscope import spectra
 from sgdscope.surface import LossSurface
@@ -113,5 +114,29 @@ def _walk(work: Work, lr: float, batch: int, seed: int) -> Iterator[Tensor]:
         optimizer.step()
 
 
+ECONOMY: dict[str, Any] = {}  # alpha; the recorder has update size, gradient norm and distance
+FULL: dict[str, Any] = {"eigenvalue": True, "probes": 2, "parts": 2}
+
+
+def live(work: Work, *, what: str, updates: int, batch: int, lr: float, seed: int) -> dict[str, Any]:
+    """Some updates of plain SGD, recorded and measured at every update on the step's own batch; ``"plain"``: with nothing."""
+    optimizer = torch.optim.SGD(work.model.parameters(), lr=lr)
+    if what == "plain":
+        for x, y in itertools.islice(shuffled(work, batch, seed), updates):
+            optimizer.zero_grad()
+            criterion(work.model(x), y).backward()
+            optimizer.step()
+        return {"updates": updates}
+    sinks = [] if what == "scalars" else [ss.live("batch", _surface(work), **(FULL if what == "full" else ECONOMY))]
+    options: dict[str, Any] = {"snapshots": ss.every(1), "batches": "bursts", "live": sinks} if sinks else {}
+    with ss.Recorder(None, work.model, optimizer, loss=_loss, store="memory", **options) as recorder:
+        for x, y in itertools.islice(shuffled(work, batch, seed), updates):
+            optimizer.zero_grad()
+            recorder.loss(work.model, (x, y)).backward()
+            optimizer.step()
+    return {"updates": updates}
+
+
 if __name__ == "__main__":
-    serve({"chunk": chunk, "eigenpairs": eigenpairs, "trace": trace, "density": density, "tracking": tracking})
+    tasks = {"chunk": chunk, "eigenpairs": eigenpairs, "trace": trace, "density": density, "tracking": tracking, "live": live}
+    serve(tasks)
