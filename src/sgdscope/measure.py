@@ -216,7 +216,9 @@ def _join(pieces: Sequence[xr.Dataset]) -> xr.Dataset:
                 parts, grows, join="outer", coords="different", compat="equals", combine_attrs="override"
             )
     rest = last.drop_vars(joined).drop_dims([d for d in GROWING if d in last.dims], errors="ignore")
-    return rest.assign(joined)
+    along = {str(n): d for n, c in last.coords.items() for d in GROWING if d in c.dims}
+    grown = {name: xr.Variable.concat([piece[name].variable for piece in pieces], dim) for name, dim in along.items()}
+    return rest.assign(joined).assign_coords(grown)
 
 
 def _share_options(chosen: Mapping[str, QuantityEntry], options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
