@@ -80,6 +80,11 @@ def test_the_verdict_is_that_of_the_part_that_holds_least():
     assert joint("S1", [good, Part("few", [1.0, 2.0])], place={}).verdict == "undecided"
     below = Part("below", [-2.0, -2.1, -1.9], -1.0, above=False)
     assert joint("S1", [good, below], place={}).statistic == pytest.approx(-2.0)  # 1 from its threshold, good 5.1
+    assert joint("S1", [close, Part("far below", [-9.0, -9.1, -8.9], -1.0, above=False)], place={}).statistic == pytest.approx(
+        0.5
+    )
+    sharp = Part("sharp", [0.3, 0.3001, 0.2999])  # nearer to 0 than the others, and farther in units of its interval
+    assert joint("S1", [sharp, close], place={}).statistic == pytest.approx(0.5)
 
 
 # --- S1, S2 -------------------------------------------------------------------------------------------------------------------
@@ -224,7 +229,8 @@ def test_s5_counts_updates_to_nine_tenths_of_the_peak():
     at = {0.25: 60, 1.0: 20, 4.0: 5}
 
     def peak(update):
-        return np.where(np.asarray(T) < update, 1.0, np.where(np.asarray(T) == update, 5.0, 4.0))
+        near = np.where(np.asarray(T) == update, 4.7, 4.0)  # nine tenths of the peak, which comes at the next point
+        return np.where(np.asarray(T) < update, 1.0, np.where(np.roll(T, 1) == update, 5.0, near))
 
     found = judged("S5", swept(lambda x: peak(at[x])))
     slope = np.polyfit(np.log([0.25, 1, 4]), np.log([61, 21, 6]), 1)[0]
@@ -246,13 +252,13 @@ def test_s18_is_the_mean_over_time_of_the_first_tenth():
 
 
 def cut(before, after, twin, *, seeds=5, lr=0.1, losses=None):
-    """Pairs with a cut at update 40: lambda_1 is `before` at t <= 40, `after` and `twin` at 80 and 99, 100 in between."""
+    """Pairs with a cut at update 40: lambda_1 is `before` at t = 20 and 40, `after` and `twin` at 80 and 99, 100 elsewhere."""
     rates = np.where(np.asarray(T) >= 40, lr / 10, lr)
     told = []
     for s in range(seeds):
         for end, rate in ((twin, np.full(len(T), lr)), (after, rates)):
-            values = WOBBLE[s] * np.where(np.asarray(T) <= 40, before, np.where(np.asarray(T) < 70, 100.0, end))
-            told.append(run(values, lr=lr, seed=s, rates=rate, losses=losses))
+            values = WOBBLE[s] * np.where(np.isin(T, (20, 40)), before, np.where(np.asarray(T) < 70, 100.0, end))
+            told.append(run(values, lr=lr, seed=s, rates=rate, losses=losses if rate[-1] < lr else None))
     return told
 
 
