@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from sgdscope.contracts import claims
+from sgdscope.datasets import load
 from sgdscope.evidence.accuracy import accuracy
-from sgdscope.evidence.endpoints import area, at_equal_epochs, best, kendall, reached
-from sgdscope.evidence.nudging import arms_of, group_of
+from sgdscope.evidence.endpoints import EXAMPLES, area, at_equal_epochs, best, kendall, reached
+from sgdscope.evidence.nudging import arms_of, group_of, runs_of
+from sgdscope.evidence.protocols import described
 from sgdscope.evidence.sharpness import made, path
 from sgdscope.experiment import Experiment, parts, run, surface_of
 from sgdscope.runs import open_trajectory
@@ -100,6 +102,27 @@ def test_accuracy_of_a_run_that_is_rebuilt(tmp_path):
     assert len(set(told["test"])) > 1
 
 
+def test_the_training_set_of_the_quick_preset_has_the_size_that_epochs_are_counted_by():
+    data = described("quick", 0, 0.1, 8)["data"]
+    assert EXAMPLES["quick"] == len(load(data["dataset"]).x)
+
+
+def test_arms_are_made_beside_plain_sgd_of_the_same_learning_rate():
+    runs = runs_of([{"gamma": 0.1, "k": 5}])
+    for preset, lr in (("quick", 0.15), ("standard", 0.15), ("paper", 0.01)):
+        phases = [d["phases"][0] for d in runs[preset](0)]
+        nudged = [p for p in phases if p["walker"] == "nudged"]
+        assert len(nudged) == 5
+        assert {p["lr"] for p in nudged} == {lr}
+        shared = ("lr", "batch_size", "updates", "momentum", "weight_decay")
+        assert [{k: nudged[0][k] for k in shared}] * 5 == [
+            {k: p[k] for k in shared} for p in phases if p["walker"] == "sgd" and p["lr"] == lr
+        ]
+    assert {d["model"]["name"] for d in runs["paper"](0)} == {"resnet"}
+    quick = described("quick", 3, 0.6, 64, at="path")
+    assert quick in runs["quick"](0)  # shared with the claims on plain SGD
+
+
 def test_runs_of_equal_epochs_see_as_many_examples():
     runs = at_equal_epochs([(0.5, 0.25, 1, {}), (2.0, 1.0, 1, {}), (1.0, 4.0, 1, {})])["quick"](2)
     seen = [d["phases"][0]["updates"] * d["phases"][0]["batch_size"] for d in runs]
@@ -159,6 +182,17 @@ def test_s12_asks_each_gamma_and_pairs_alike_runs_only():
     assert judged("S12", pairs(lambda s: {"top": 60.0} | (gone if s == 2 else {}))).verdict == "not in regime"
     kept = {"losses": np.linspace(2.0, 0.11, 10)}
     assert judged("S12", pairs(lambda s: {"top": 60.0 * WOBBLE[s]} | kept)).verdict == "supported"
+
+
+def test_s12_tells_what_random_directions_do():
+    runs = pairs(lambda s: {"top": 60 * WOBBLE[s]})
+    assert not [name for name in judged("S12", runs).details["factors"] if "random" in name]
+    other = [walk(s, 0.1, variant="random", top=np.array([90.0] * 9 + [33 * WOBBLE[s]])) for s in range(5)]
+    found = judged("S12", [*runs, *other])
+    assert found.verdict == "supported"
+    told = found.details["factors"]["sharpness at the last point, random directions"]
+    assert told[0] == pytest.approx(1.1 * np.exp(np.log(WOBBLE).mean()))
+    assert [r.settings["lr"] for r in other] == [0.1] * 5
 
 
 # --- S13 -------------------------------------------------------------------------------------------------------------------

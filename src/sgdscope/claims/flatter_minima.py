@@ -394,7 +394,7 @@ def rescales(runs: Sequence[Evidence]) -> Verdict:
         f"{'no factor differs for sure' if limit is None else f'the first factor that differs for sure is {limit:g}'}; "
         f"lr alone {'differs' if alone == 'contradicted' else 'is not shown to differ'}"
     )
-    details = _betas(found) | {"limit": limit, "eta_sharpness_at_base": pace / beta}
+    details = _betas(found) | {"limit": limit, "eta_sharpness_at_base": pace / beta, "factor_at_edge": EDGE * beta / pace}
     return Verdict("F5", verdict, least.statistic, least.interval, least.n, 1.0, reason, place(every), 0.5**least.n, details)
 
 

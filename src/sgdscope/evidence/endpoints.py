@@ -24,7 +24,7 @@ STOPS = 16  # measured points of a run of equal epochs, about
 
 
 def at_equal_epochs(chosen: Sequence[Chosen]) -> dict[str, Callable[[int], list[dict[str, Any]]]]:
-    """Make runs that see the same number of examples, in each preset.
+    """Make runs of plain SGD, without weight decay, that see the same number of examples, in each preset.
 
     The stochastic differential equation counts time in lr x updates, so that runs of equal lr / batch size are at equal times
     after equal epochs, not after equal updates (Three Factors specification, section 4.1b).
@@ -48,7 +48,7 @@ def _of_epochs(preset: str, seed: int, lr: float, batch: float, own: int, more: 
     told = described(preset, 1000 * seed + own, size["lr"] * lr, examples, at="path", **more)
     updates = round(epochs * EXAMPLES[preset] / examples)
     record = {"snapshots": told["record"]["snapshots"] | {"at": path_of(updates, STOPS)}}
-    phases = [phase | {"updates": updates} for phase in told["phases"]]
+    phases = [phase | {"updates": updates, "weight_decay": 0.0} for phase in told["phases"]]
     return told | {"name": f"{told['name']}-epochs{epochs}", "phases": phases, "record": record}
 
 

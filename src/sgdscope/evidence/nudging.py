@@ -1,4 +1,10 @@
-"""Arms of Nudged-SGD and plain SGD: which run belongs to which, pairs, and arms made of numbers as controls."""
+"""Arms of Nudged-SGD and plain SGD: their runs in three sizes, which run belongs to which, and arms made of numbers.
+
+paper: specification E9, E9b, E10: ResNet-32 without BatchNorm on CIFAR-10, batch size 128, no momentum and no weight decay;
+nudged runs at the learning rate 0.01 along 5 directions measured once an epoch on 2560 examples, plain runs at six learning
+rates; 200 epochs here, where the released scripts stop by the validation accuracy. quick and standard: the networks and data
+of `protocols`.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +16,63 @@ import numpy as np
 
 from sgdscope.contracts import Evidence
 from sgdscope.evidence.endpoints import Shape, best, run_made
+from sgdscope.evidence.protocols import SIZES, described, path_of
 from sgdscope.evidence.sharpness import Path, path, paths
 
-SEEDS = 5  # of a made arm
+SEEDS = 5
+LRS: Mapping[str, tuple[float, ...]] = {
+    "quick": (0.25, 0.5, 1.0, 2.0, 4.0),
+    "standard": (0.25, 0.5, 1.0, 2.0, 4.0),
+    "paper": (0.5, 1.0, 5.0, 10.0, 20.0, 30.0),
+}  # of plain SGD, over that of the nudged runs
+EVERY: Mapping[str, int | str] = {"quick": "epoch", "standard": 100, "paper": "epoch"}  # standard: it has 2.6 epochs
+RESNET = {"name": "resnet", "depth": 32, "batchnorm": False}
+UPDATES = 200 * (45000 // 128)  # of the paper's runs
 Group = tuple[float, int, float, float]  # gamma, K, learning rate, batch size; plain SGD has gamma 1 and K 0
 Arms = dict[Group, dict[int, Path]]
 Pair = tuple[Path, Path]  # nudged, plain
 Ends = Mapping[float, tuple[float, float]]  # learning rate or gamma -> lambda_1 and held-out accuracy at the end
+
+
+# --- runs --------------------------------------------------------------------------------------------------------------------
+
+
+def _run(preset: str, seed: int, factor: float = 1.0, **walker: Any) -> dict[str, Any]:
+    """One run, with points along the whole of it; `factor` is on the learning rate."""
+    if preset != "paper":
+        size = SIZES[preset]
+        return described(preset, seed, size["lr"] * factor, size["batch_size"], at="path", **walker)
+    told = described(preset, seed, 0.01 * factor, 128, at="path", weight_decay=0.0, model=RESNET, **walker)
+    record = {"snapshots": told["record"]["snapshots"] | {"at": path_of(UPDATES)}}
+    return told | {"phases": [phase | {"updates": UPDATES} for phase in told["phases"]], "record": record}
+
+
+def runs_of(arms: Sequence[Mapping[str, Any]], *, plain: bool = True) -> dict[str, Callable[[int], list[dict[str, Any]]]]:
+    """Make nudged runs and plain SGD at several learning rates, `SEEDS` seeds of each, in each preset.
+
+    Args:
+        arms: options of the walker "nudged", an arm each.
+        plain: whether to make the runs of plain SGD.
+
+    Returns:
+        Preset -> seed -> descriptions.
+    """
+
+    def of(preset: str) -> Callable[[int], list[dict[str, Any]]]:
+        settings: list[dict[str, Any]] = [{"factor": f} for f in LRS[preset]] if plain else []
+        settings += [{"walker": "nudged", "every": EVERY[preset], **arm} for arm in arms]
+        return lambda seed: [_run(preset, 1000 * seed + s, **one) for one in settings for s in range(SEEDS)]
+
+    return {preset: of(preset) for preset in SIZES}
+
+
+# --- arms and pairs ----------------------------------------------------------------------------------------------------------
+
+
+def _told(run: Evidence) -> dict[str, Any]:
+    """The settings, with the options of the first phase that are not among them."""
+    phases = run.settings.get("experiment", {}).get("phases") or [{}]
+    return {**phases[0], **run.settings}
 
 
 def group_of(found: Path) -> Group | None:
@@ -28,9 +84,7 @@ def group_of(found: Path) -> Group | None:
     Returns:
         gamma, K, learning rate, batch size; None if it is neither plain SGD nor nudged along the sharpest directions.
     """
-    settings = found.run.settings
-    phases = settings.get("experiment", {}).get("phases") or [{}]
-    told = {**phases[0], **settings}
+    told = _told(found.run)
     walker = told.get("walker", "sgd")
     if walker not in {"sgd", "nudged"} or told.get("variant", "nudge") != "nudge":
         return None
@@ -70,6 +124,12 @@ def pairs_of(arms: Arms) -> dict[Group, list[Pair]]:
             plain = arms.get((1.0, 0, *group[2:]), {})
             found[group] = [(own[s], plain[s]) for s in sorted(own) if s in plain and own[s].steps[-1] == plain[s].steps[-1]]
     return found
+
+
+def random_of(runs: Sequence[Evidence]) -> dict[int, Path]:
+    """The runs nudged along random directions instead, by seed; the last of each seed, if there are several arms."""
+    found = [p for p in paths(runs) if p.run.settings.get("walker") == "nudged" and group_of(p) is None]
+    return {p.seed: p for p in found if _told(p.run).get("variant") == "random"}
 
 
 def value(found: Path, name: str, where: str) -> float:

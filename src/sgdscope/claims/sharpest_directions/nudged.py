@@ -7,7 +7,7 @@ bit, so that plain SGD of the same learning rate, batch size and seed is the oth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import exp, isfinite, log, nan
 from typing import Any
 
@@ -30,7 +30,6 @@ from sgdscope.evidence.endpoints import (
     vanished,
 )
 from sgdscope.evidence.nudging import Arms, Group, Pair
-from sgdscope.evidence.protocols import SIZES, Chosen, presets
 from sgdscope.evidence.sharpness import Path, place
 from sgdscope.evidence.windows import decide, trend, weakest
 
@@ -47,32 +46,12 @@ NORMS = ("sharpness", "top_frobenius")
 QUANTITIES: Mapping[str, Mapping[str, Any]] = {"curvature": {"k": 5}}
 
 
-# --- protocol --------------------------------------------------------------------------------------------------------------
-
-# the paper: a refresh an epoch; the standard preset has 2.6 epochs, and as many refreshes an update as the quick one has runs
-EVERY: Mapping[str, int | str] = {"quick": "epoch", "standard": 100, "paper": "epoch"}
-PLAIN: list[Chosen] = [(lr, 1.0, s, {"at": "path"}) for lr in (0.25, 0.5, 1.0, 2.0, 4.0) for s in range(PAIRS)]
-
-
-def _nudged(gammas: Sequence[float], ks: Sequence[int] = (5,)) -> Callable[[str], list[Chosen]]:
-    """Nudged runs at the preset's learning rate, for each preset."""
-
-    def of(preset: str) -> list[Chosen]:
-        arms = [{"gamma": g, "k": k} for g in gammas for k in ks]
-        more: dict[str, Any] = {"walker": "nudged", "every": EVERY[preset], "at": "path"}
-        return [(1.0, 1.0, s, more | arm) for arm in arms for s in range(PAIRS)]
-
-    return of
-
-
-def _runs(nudged: Callable[[str], list[Chosen]]) -> dict[str, Callable[[int], list[dict[str, Any]]]]:
-    """Plain SGD at five learning rates, and nudged runs, in each preset."""
-    return {preset: presets([*PLAIN, *nudged(preset)])[preset] for preset in SIZES}
-
-
-NUDGED = _runs(_nudged((0.01, 0.1)))
-WIDER = _runs(_nudged((0.01, 0.1, 5.0)))
-ABLATION = {preset: presets(_nudged((0.01,), (1, 5, 20))(preset))[preset] for preset in SIZES}
+ARMS: Sequence[Mapping[str, Any]] = [{"gamma": g, "k": 5} for g in (0.01, 0.1)]
+RANDOM: Mapping[str, Any] = {"gamma": 0.01, "k": 5, "variant": "random"}  # the control of the released code
+NUDGED = nudging.runs_of(ARMS)
+SHARPER = nudging.runs_of([*ARMS, RANDOM])
+WIDER = nudging.runs_of([*ARMS, {"gamma": 5.0, "k": 5}])
+ABLATION = nudging.runs_of([{"gamma": 0.01, "k": k} for k in (1, 5, 20)], plain=False)
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------------------
@@ -108,7 +87,7 @@ def _ratio(name: str, above: Sequence[float], below: Sequence[float], *, larger:
     statistic="factor of lambda_1 and of the top-K Frobenius norm over plain SGD, paired seeds, best checkpoint and last point",
     threshold="> 1 in each, for each gamma < 1",
     quantities=QUANTITIES,
-    experiments=NUDGED,
+    experiments=SHARPER,
     controls=Controls(
         nudging.two(Shape(sharp=90)), nudging.two(Shape(sharp=15)), nudging.two(Shape(sharp=90), seeds=3),
         nudging.two(Shape(sharp=90, floor=0.01, speed=2), Shape(floor=0.01, speed=2)),
@@ -142,8 +121,17 @@ def ends_sharper(runs: Sequence[Evidence]) -> Verdict:
     reason = f"{words}; decisive: {least.name}, x {least.statistic:.3g}"
     ends = [details[f"{norm} at the last point, {_word(g)}"] for norm in NORMS for g in kept]
     order = [decide((low, high), TENFOLD) for _, low, high in ends]
+    details |= _random(runs, pairs)
     told = {"factors": details, "an_order_of_magnitude": "supported" if "supported" in order else weakest(order)}
     return Verdict("S12", verdict, least.statistic, least.interval, least.n, 1.0, reason, place(every), 0.5**least.n, told)
+
+
+def _random(runs: Sequence[Evidence], pairs: Mapping[Group, list[Pair]]) -> dict[str, list[float]]:
+    """The same factors at the end for runs nudged along random directions, where there are any: 1 if the directions matter."""
+    own, plain = nudging.random_of(runs), {q.seed: q for found in pairs.values() for _, q in found}
+    both = [s for s in own if s in plain and own[s].lr == plain[s].lr]
+    sides = {norm: [[nudging.value(t[s], norm, "last") for s in both] for t in (own, plain)] for norm in NORMS}
+    return {f"{norm} at the last point, random directions": _ratio("", *values).told for norm, values in sides.items() if both}
 
 
 # --- S13: faster -----------------------------------------------------------------------------------------------------------
