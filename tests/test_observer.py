@@ -150,7 +150,11 @@ class Nosy:
 
 def live_sinks(model):
     surface = LossSurface(model, loss, list(DataLoader(data(), batch_size=10)))
-    return [Nosy(model), *(live(name, surface, window=3) for name in contracts.quantities)]
+    thorough = {
+        "curvature": {"points": 2, "k": 2, "bottom": True, "probes": 2, "invariant": True, "layers": True},
+        "batch": {"eigenvalue": True, "probes": 2, "parts": 2, "sharpness": True, "gni": 1},
+    }
+    return [Nosy(model), *(live(name, surface, window=3, **thorough.get(name, {})) for name in contracts.quantities)]
 
 
 def train(model_class, optimizer_name, recorded):

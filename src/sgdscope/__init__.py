@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sgdscope.report import report as report
     from sgdscope.runs import open_trajectory as open_trajectory
     from sgdscope.surface import LossSurface as LossSurface
+    from sgdscope.walkers.nudged import NudgedSGD as NudgedSGD
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,7 @@ _HOME = {
     "report": "report",
     "open_trajectory": "runs",
     "LossSurface": "surface",
+    "NudgedSGD": "walkers.nudged",
 }
 
 __all__ = ["__version__", *_HOME]

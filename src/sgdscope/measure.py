@@ -217,7 +217,7 @@ def _join(pieces: Sequence[xr.Dataset]) -> xr.Dataset:
             )
     rest = last.drop_vars(joined).drop_dims([d for d in GROWING if d in last.dims], errors="ignore")
     along = {str(n): d for n, c in last.coords.items() for d in GROWING if d in c.dims}
-    grown = {name: xr.Variable.concat([piece[name].variable for piece in pieces], dim) for name, dim in along.items()}
+    grown = {name: (dim, np.concatenate([p[name].values for p in pieces]), last[name].attrs) for name, dim in along.items()}
     return rest.assign(joined).assign_coords(grown)
 
 
