@@ -29,13 +29,13 @@ def descent(lr):
 
 
 def run(lr, batch, seed, factor, losses=None, **columns):
-    """A run whose lambda_1 is factor x (3 - loss), straight in the loss, so that it is known between the points too."""
+    """A run whose lambda_1 is factor x exp(3 - loss), its log straight in the loss, so that it is known between points too."""
     losses = descent(lr) if losses is None else losses
-    top = factor * (3 - losses)
+    top = factor * np.exp(3 - losses)
     found = made(
         {"lr": lr, "batch_size": batch, "seed": seed}, range(0, 10 * len(losses), 10), np.stack([top, top / 3], 1), losses
     )
-    data = found.measured["curvature"].assign({name: ("step", v * (3 - losses)) for name, v in columns.items()})
+    data = found.measured["curvature"].assign({name: ("step", v * np.exp(3 - losses)) for name, v in columns.items()})
     return replace(found, measured={"curvature": data})
 
 
@@ -64,9 +64,9 @@ def test_common_losses_reach_from_the_highest_end_to_the_lowest_start():
 
 def test_at_levels_is_the_geometric_mean_at_the_levels():
     found = path(run(0.1, 2, 0, 1.7, np.linspace(2.3, 1.1, 10)))
-    assert at_levels(found, np.array([1.9, 1.3])) == pytest.approx(1.7 * (1.1 * 1.7) ** 0.5, rel=1e-12)
+    assert at_levels(found, np.array([1.9, 1.3])) == pytest.approx(1.7 * np.exp((1.1 + 1.7) / 2), rel=1e-12)
     assert np.isnan(at_levels(found, np.array([1.9, 1.0])))  # never reached
-    assert np.isnan(at_levels(replace(found, values=found.values - 3), np.array([1.9])))  # negative
+    assert np.isnan(at_levels(replace(found, values=found.values - 9), np.array([1.9])))  # negative
 
 
 def test_powers_are_those_at_equal_loss():
@@ -77,7 +77,7 @@ def test_powers_are_those_at_equal_loss():
     assert told["lr"][0] == pytest.approx(-0.3, rel=1e-9)
     assert told["inverse_batch"][0] == pytest.approx(-0.2, rel=1e-9)
     at_end = found.details["at_equal_updates"]["sharpness"]["lr"][0]
-    tops = [3 - descent(lr)[-1] for lr in LRS]
+    tops = [np.exp(3 - descent(lr)[-1]) for lr in LRS]
     assert at_end == pytest.approx(-0.3 + np.polyfit(np.log(LRS), np.log(tops), 1)[0], rel=1e-9)
     assert abs(at_end + 0.3) > 0.1  # the neighbouring statistic differs
     assert [level["lr"][0] for level in found.details["levels"]] == pytest.approx([-0.3] * 5, rel=1e-9)

@@ -20,13 +20,13 @@ from sgdscope.evidence.partial import partial, pooled
 from sgdscope.evidence.protocols import PATH_SWEEP, SIZES, described, path_of
 from sgdscope.evidence.sharp_runs import BASE
 from sgdscope.evidence.sharpness import Path, path, paths, place
-from sgdscope.evidence.units import alive, increments, moved, named
+from sgdscope.evidence.units import STEP, alive, increments, moved, named
 from sgdscope.evidence.windows import decide, full_batch, mean_finite, weakest
 
 PAPER = "Jastrzebski et al. 2018 (OpenReview BJ04JEJvG)"
 CONDITIONING: Mapping[str, float] = {"conditioning": -1.0, "outlier_ratio": -1.0, "effective_rank": 1.0}
-CURVATURE: Mapping[str, Mapping[str, Any]] = {"curvature": {"k": 5, "probes": 20}}
-UNITS: Mapping[str, Mapping[str, Any]] = {"neurons": {"k": 1}}
+CURVATURE: Mapping[str, Mapping[str, Any]] = {"curvature": {"k": 5, "probes": 20, "window": 1}}  # a window is a point of the path
+UNITS: Mapping[str, Mapping[str, Any]] = {"neurons": {"k": 1, "window": 1}}
 PAIRS = 5  # seeds where two settings are compared; with five the smallest one-sided sign-test p is 1/32
 NONE = 0.2  # N4: a partial correlation within -+0.2 counts as none
 ARMS = {"identity": "a linear network", "white": "white noise of equal norm", "projected": "noise without e_1..e_5"}
@@ -149,7 +149,8 @@ def saturate_along_sharp(runs: Sequence[Evidence]) -> Verdict:
     saturation = mean_finite([mean_finite(named(run, "saturation").tolist()) for run in runs])
     reason = (
         f"one step along e_1 changes the saturation, {saturation:.2f}, by {found['change'][0]:+.2g}; that is "
-        f"{found['excess'][0]:+.2g} more than along random directions ({len(kept)} seeds)"
+        f"{found['excess'][0]:+.2g} more than along random directions; the other side of e_1 changes it by "
+        f"{mean_finite([moved(run, -STEP) for run in runs]):+.2g} ({len(kept)} seeds)"
     )
     return Verdict("N3", answer, least[0], least[2], len(kept), 0.0, reason, _regime(runs), 0.5 ** len(kept), details)
 
@@ -179,6 +180,7 @@ def saturation_explains(runs: Sequence[Evidence]) -> Verdict:
     given = {
         "units": [partial(d.sharpness, d.units, d.loss) for d in seen],
         "units_beyond_softmax": [partial(d.sharpness, d.units, d.loss, d.softmax) for d in seen],
+        "units_beyond_time": [partial(d.sharpness, d.units, d.loss, np.arange(len(d.loss))) for d in seen],
         "softmax": [partial(d.sharpness, d.softmax, d.loss) for d in seen],
         "softmax_beyond_units": [partial(d.sharpness, d.softmax, d.loss, d.units) for d in seen],
         "squared_slope": [partial(d.sharpness, d.slopes, d.loss) for d in seen],

@@ -43,9 +43,19 @@ def common_losses(found: Sequence[Path], shares: Sequence[float]) -> Array | Non
 
 
 def at_levels(found: Path, levels: Array) -> float:
-    """The geometric mean of a path's values where its loss first falls to each level; NaN if one is missing or not positive."""
-    values = np.array([found.at_loss(float(level)) for level in levels])
-    return float(np.exp(np.log(values).mean())) if (values > 0).all() else nan
+    """The geometric mean of a path's values where its loss first falls to each level.
+
+    Between measured points the logarithm is straight in the loss: lambda_1 grows manifold while the loss falls.
+
+    Args:
+        found: the path.
+        levels: training losses.
+
+    Returns:
+        The mean; NaN if a level is not reached, or a value beside it not positive.
+    """
+    logs = replace(found, values=np.log(np.where(found.values > 0, found.values, nan)))
+    return float(np.exp(np.mean([logs.at_loss(float(level)) for level in levels])))
 
 
 @dataclass(frozen=True)
@@ -169,7 +179,7 @@ def _each_level(found: Matched, signs: Mapping[str, float], shares: Sequence[flo
     told = []
     for i, share in enumerate(shares):
         table = {
-            (p.lr, p.batch_size, p.seed): p.at_loss(float(found.levels[p.seed][i])) for p in found.grid if p.seed in found.levels
+            (p.lr, p.batch_size, p.seed): at_levels(p, found.levels[p.seed][[i]]) for p in found.grid if p.seed in found.levels
         }
         told.append({"share": share} | {by: _told(t, sign) for by, t in powers(table, sign).items()})
     return told
