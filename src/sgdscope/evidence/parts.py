@@ -30,7 +30,8 @@ class Part:
         above: whether the claim says "above".
         logs: the numbers are logarithms; factors are told.
         least: units from which Student's interval over units is taken.
-        within: points from which the block bootstrap over the points of fewer units is taken; 0 for never.
+        within: points from which the block bootstrap over the points of fewer units is taken; 0 for never. Over so few its
+            interval is too narrow, and it covers other points of these runs, not other seeds.
     """
 
     text: str

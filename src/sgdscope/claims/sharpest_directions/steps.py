@@ -25,7 +25,7 @@ Array = NDArray[np.float64]
 PAPER = "Jastrzebski et al. 2019 (arXiv 1807.05031)"
 FAR_ABOVE = 10**0.5  # S10: half an order of magnitude in the cosine, hence an order in its square, the share
 PAIRS = 5  # S11: paired seeds where two settings are compared
-QUANTITIES: Mapping[str, Mapping[str, Any]] = {"sharpest": {"k": 5}}
+QUANTITIES: Mapping[str, Mapping[str, Any]] = {"sharpest": {"k": 5, "points": 4}}  # one run has at least 2 windows: 8 points
 
 
 # --- S6 - S9: after the earliest phase ------------------------------------------------------------------------------------------
@@ -136,7 +136,8 @@ def does_not_reduce(runs: Sequence[Evidence]) -> Verdict:
         return early
     parts = [_part("relative change of the loss along e_1", found, lambda s: s.effect("e1"))]
     details = _told(found)
-    lead = f"in the first {EARLY:.0%} of the updates it is {details['early']['e1 x 1']:.3g}, "
+    before = details["early"]["e1 x 1"]
+    lead = f"in the first {EARLY:.0%} of the updates it is {before:.3g}; " if np.isfinite(before) else ""
     lead += f"along a random direction {details['late']['random x 1']:.2g}; then "
     return joint("S6", parts, place=place(found), lead=lead, details=details)
 
