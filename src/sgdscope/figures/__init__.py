@@ -6,19 +6,36 @@ that a page can be light or dark; the colours are Okabe and Ito's (2008), shifte
 """
 
 from sgdscope.figures.across import distance_law, floor_position, height_against_lr
+from sgdscope.figures.curvature import alignment, edge_threshold, spectral_density, spectrum_walk
 from sgdscope.figures.look import batch_of, learning_rate, name_of, nonfinite_steps, walker_of
+from sgdscope.figures.nudged import accuracy_of, gamma_of, nudged, sharpness_against_accuracy, sharpness_paths
 from sgdscope.figures.series import scalar_series, user_series
+from sgdscope.figures.steps import cross_sections, step_effect
+from sgdscope.figures.units import batch_walk, saturation_along
 from sgdscope.figures.valley import valley_walk
 
 __all__ = [
+    "accuracy_of",
+    "alignment",
     "batch_of",
+    "batch_walk",
+    "cross_sections",
     "distance_law",
+    "edge_threshold",
     "floor_position",
+    "gamma_of",
     "height_against_lr",
     "learning_rate",
     "name_of",
     "nonfinite_steps",
+    "nudged",
+    "saturation_along",
     "scalar_series",
+    "sharpness_against_accuracy",
+    "sharpness_paths",
+    "spectral_density",
+    "spectrum_walk",
+    "step_effect",
     "user_series",
     "valley_walk",
     "walker_of",

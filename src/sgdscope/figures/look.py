@@ -9,6 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 from numpy.typing import NDArray
+from plotly.subplots import make_subplots
 
 from sgdscope.contracts import Evidence
 from sgdscope.errors import NotAvailableError
@@ -16,6 +17,7 @@ from sgdscope.records import NONFINITE
 
 Array = NDArray[Any]
 PALETTE = ("#2f86c5", "#d9600f", "#109e75", "#c46fa0", "#d99a00", "#56b4e9", "#8a8a8a")
+LIGHT, GREY = PALETTE[5:]
 BLUE, ORANGE, GREEN, PURPLE = PALETTE[:4]
 ALARM = "#e0303a"
 NEUTRAL = "rgba(128,128,128,0.75)"
@@ -118,6 +120,48 @@ def between(data: xr.Dataset, dim: str, first: int, last: int) -> xr.Dataset:
         if name in data.coords:
             data = data.isel({name: np.flatnonzero((data[name].values >= first) & (data[name].values <= last))})
     return data
+
+
+def shown(data: xr.Dataset, name: str, most: int = 3) -> list[int]:
+    """Positions along `step` where a variable has a finite value: all of them, or as many spread from the first to the last."""
+    finite = np.isfinite(np.asarray(data[name].transpose("step", ...).values, float))
+    known = np.flatnonzero(finite.reshape(len(finite), -1).any(axis=1))
+    if len(known) <= most:
+        return [int(index) for index in known]
+    return [int(known[place]) for place in np.linspace(0, len(known) - 1, most).round().astype(int)]
+
+
+def beside(data: xr.Dataset, name: str, titles: str) -> tuple[go.Figure, list[int]]:
+    """Panels side by side, one for each of at most three measured points at which a variable is known.
+
+    Args:
+        data: over `step`.
+        name: the variable.
+        titles: of a panel, with ``{}`` for the update.
+
+    Returns:
+        The figure, and the positions along `step`, one a column.
+
+    Raises:
+        NotAvailableError: it is known at no point.
+    """
+    chosen = shown(data, name)
+    if not chosen:
+        raise NotAvailableError(f"{name.replace('_', ' ')} is known at no measured point: {data[name].attrs.get('reason', '')}")
+    names = [titles.format(int(data["step"].values[index])) for index in chosen]
+    return make_subplots(rows=1, cols=len(chosen), shared_yaxes=True, subplot_titles=names, horizontal_spacing=0.03), chosen
+
+
+def dress_beside(figure: go.Figure, height: int) -> None:
+    """The shared look for panels side by side: room for their titles below the legend."""
+    dress(figure, height)
+    figure.update_layout(legend={"y": 1.1}, margin={"t": 60})
+    figure.update_annotations(font_size=12.5)
+
+
+def bars(errors: Array) -> dict[str, Any]:
+    """Error bars of 1.96 standard errors; none where no error is known."""
+    return {"type": "data", "array": Z95 * np.nan_to_num(np.asarray(errors, float)), "thickness": 1, "width": 3}
 
 
 def mark_nonfinite(figure: go.Figure, steps: xr.Dataset, rows: int) -> None:

@@ -86,7 +86,7 @@ def _read_measurements(path: Path) -> tuple[dict[str, xr.Dataset], tuple[str, ..
 
 
 def _measured_windows(measured: Mapping[str, xr.Dataset]) -> tuple[tuple[int, int], ...]:
-    for name in ("valley", "motion"):
+    for name in ("valley", "motion", *sorted(measured)):
         data = measured.get(name)
         if data is not None and "window_first" in data and data.sizes.get("window", 0):
             return tuple((int(a), int(b)) for a, b in zip(data["window_first"].values, data["window_last"].values, strict=True))

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from sgdscope import figures
+from sgdscope.report.curvature import curvature_across, curvature_section
+from sgdscope.report.directions import batch_section, neurons_section, sharpest_section
 from sgdscope.report.page import alarm, figure, missing, safe, with_error
 from sgdscope.report.reading import Page
 from sgdscope.report.words import WINDOW_COLUMNS, window_rows
@@ -30,6 +32,7 @@ def run_section(page: Page) -> str:
             f"{left_out} are not. All are in the table.</p>"
         )
     parts += [_walk(page, window) for window in chosen if page.valley is not None]
+    parts += [part(page) for part in (curvature_section, sharpest_section, neurons_section, batch_section)]
     parts.append("<h3>Scalars of all updates</h3>")
     parts.append(figure(lambda: figures.scalar_series(page.evidence.steps), "As the loop computed them, batch by batch."))
     return "".join(parts) + "</section>"
@@ -129,6 +132,7 @@ def across(pages: Sequence[Page]) -> str:
                 lambda: figures.distance_law(evidence),
                 "Distance from the start, with the fitted power law (dashed) and logarithm (dotted).",
             ),
+            curvature_across(pages),
             "</section>",
         )
     )

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from sgdscope import figures
+from sgdscope.report.curvature import curvature_words
 from sgdscope.report.page import number, safe, with_error
 from sgdscope.report.reading import Page
 from sgdscope.report.verdicts import MARKS, AnyVerdict, fields
@@ -36,10 +37,17 @@ def _sentence(page: Page) -> str:
         parts += _valley_words(rows[-1])
     else:
         parts.append("The valley along the updates was not measured, so nothing can be said of its walls and its floor.")
+    parts += _curvature(page)
     bad = len(figures.nonfinite_steps(page.evidence.steps))
     if bad:
         parts.append(f"{bad} updates were not finite.")
     return " ".join(parts)
+
+
+def _curvature(page: Page) -> list[str]:
+    """The largest eigenvalue in one sentence, where it was measured."""
+    data = page.evidence.measured.get("curvature")
+    return curvature_words(data)[:1] if data is not None and data.sizes.get("step", 0) else []
 
 
 def _training(page: Page, updates: int) -> str:
