@@ -116,7 +116,7 @@ def uneven(b, c, spread=0.02):
 
 @pytest.mark.parametrize(
     ("b", "c", "answer"),
-    [(-0.5, 0.5, "supported"), (-0.5, 0.43, "supported"), (-0.5, 0.33, "contradicted"), (-0.33, 0.5, "contradicted"),
+    [(-0.5, 0.5, "supported"), (-0.5, 0.43, "supported"), (-0.5, 0.37, "contradicted"), (-0.33, 0.5, "contradicted"),
      (0.5, 0.5, "contradicted"), (-0.5, -0.5, "contradicted")],
 )  # fmt: skip
 def test_f3_asks_for_equal_powers(b, c, answer):
