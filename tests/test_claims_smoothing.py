@@ -215,10 +215,11 @@ def test_n3_leaves_out_vanished_losses_and_directions_that_did_not_converge():
     assert judged("N3", runs).verdict == "undecided"
 
 
-def carried(seed, by_units, by_softmax, n=300):
-    """log lambda_1 moves with the saturation of the units and of the softmax, and with the loss."""
+def carried(seed, by_units, by_softmax, n=300, together=0.0):
+    """log lambda_1 moves with the saturation of units and softmax, and with the loss; the two may go together."""
     random = np.random.default_rng(seed)
     rises, sure, falls = 0.01 * random.standard_normal((3, n))
+    rises += together * sure
     logs = 10 * (by_units * rises + by_softmax * sure) + 3 * falls + 0.1 * random.standard_normal(n)
     columns = {"loss": 2.0 + np.cumsum(falls), "saturation": 0.5 + np.cumsum(rises), "slope_square": 0.5 - np.cumsum(rises)}
     columns |= {"softmax_saturation": 0.3 + np.cumsum(sure), "eigenvalue": np.exp(np.cumsum(logs))}
@@ -242,6 +243,13 @@ def test_n4_tells_units_from_softmax(by, answer):
     if answer == "supported":
         assert found.statistic < -0.3
         assert judged("N4", runs[:4]).verdict == "undecided"
+
+
+def test_n4_fails_where_units_only_go_along_with_the_softmax():
+    found = judged("N4", [carried(s, 0, -1, together=1.0) for s in range(5)])
+    assert found.details["units"][2] < -0.2  # the whole interval: by themselves the units seem to carry it
+    assert found.verdict == "contradicted"
+    assert found.statistic == pytest.approx(found.details["units_beyond_softmax"][0])
 
 
 # --- arms ---------------------------------------------------------------------------------------------------------------
