@@ -232,6 +232,17 @@ def test_claims_share_experiments():
     assert asked > 2 * len(plan)
 
 
+def test_transfer_wraps_the_users_walker_and_keeps_the_end_of_long_runs():
+    phase = {"walker": "adam", "lr": 0.01, "batch_size": 10, "updates": 480}
+    own = {"name": "mine", "data": {"dataset": "wine"}, "model": {"name": "mlp"}, "phases": [phase]}
+    nudged = described("quick", 7, 0.3, 64, at="path", walker="nudged", gamma=0.1, k=5)
+    moved = transfer(nudged, own, "quick")
+    assert moved["phases"][0] == phase | {"walker": "nudged", "base": "adam", "gamma": 0.1, "k": 5, "lr": 0.02}
+    longer = nudged | {"phases": [nudged["phases"][0] | {"updates": 960}]}
+    longer["record"] = {"snapshots": {"kind": "bursts", "length": 1, "at": [0, 500, 959]}}
+    assert transfer(longer, own, "quick")["record"]["snapshots"]["at"] == [0, 1000, 1918]
+
+
 def test_transfer_keeps_ratios():
     own = small(phases=[{"lr": 0.6, "batch_size": 32, "updates": 480, "momentum": 0.5}]).described()
     moved = transfer(described("quick", 7, 0.0375, 256, drop=10.0), own, "quick")

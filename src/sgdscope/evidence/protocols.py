@@ -111,7 +111,8 @@ def transfer(description: Mapping[str, Any], own: Mapping[str, Any], preset: str
     """Carry a claim's run over to a user's experiment.
 
     Data, model, loss, walker and its options are the user's. Learning rate and batch size keep their ratio to the
-    preset's: lr = own lr x (described lr / preset lr), likewise the batch size, rounded; a full batch stays full. Where the
+    preset's: lr = own lr x (described lr / preset lr), likewise the batch size, rounded; a full batch stays full; a walker
+    that wraps another, such as "nudged", is put around the user's. Where the
     user gives the number of updates, phases and bursts are stretched to it (a burst keeps its length).
 
     Args:
@@ -129,20 +130,29 @@ def transfer(description: Mapping[str, Any], own: Mapping[str, Any], preset: str
     total = sum(phase.get("updates") or 0 for phase in own["phases"])
     stretch = total / size["updates"] if total and not any("epochs" in phase for phase in own["phases"]) else 1.0
     length = description["record"]["snapshots"]["length"]
-    last = max(0, round(size["updates"] * stretch) - length)
+    last = max(0, round(sum(p["updates"] for p in description["phases"]) * stretch) - length)
     moved = {a: min(round(a * stretch), last) for a in description["record"]["snapshots"]["at"]}
     phases, begun, placed = [], 0, 0
     for phase in description["phases"]:
         begun += phase["updates"]
         end = moved.get(begun, round(begun * stretch))
         changed = {"lr": first["lr"] * phase["lr"] / size["lr"], "updates": end - placed}
-        phases.append({k: v for k, v in first.items() if k not in {"epochs", "schedule"}} | changed)
+        phases.append({k: v for k, v in first.items() if k not in {"epochs", "schedule"}} | _wrapped(phase, first) | changed)
         phases[-1]["batch_size"] = _batch(phase["batch_size"], first["batch_size"], size["batch_size"])
         placed = end
     kept = {k: v for k, v in own.items() if k not in {"grid", "start", "name"}}
     record = dict(own.get("record", {})) | {"snapshots": {"kind": "bursts", "length": length, "at": sorted(set(moved.values()))}}
     changed = {"name": f"{own['name']}-{description['name']}", "seed": description["seed"], "phases": phases, "record": record}
     return kept | changed
+
+
+def _wrapped(phase: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The walker of a described phase that wraps another, with its own options, around the user's walker."""
+    if phase["walker"] == "sgd":
+        return {}
+    plain = {"lr", "batch_size", "updates", "momentum", "weight_decay"}
+    told = {key: value for key, value in phase.items() if key not in plain}
+    return told | ({"base": own.get("walker", "sgd")} if "base" in told or own.get("walker", "sgd") != "sgd" else {})
 
 
 def fitted(description: Mapping[str, Any], examples: int, preset: str) -> dict[str, Any]:
