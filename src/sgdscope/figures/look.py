@@ -131,13 +131,13 @@ def shown(data: xr.Dataset, name: str, most: int = 3) -> list[int]:
     return [int(known[place]) for place in np.linspace(0, len(known) - 1, most).round().astype(int)]
 
 
-def beside(data: xr.Dataset, name: str, titles: str) -> tuple[go.Figure, list[int]]:
+def beside(data: xr.Dataset, name: str, *, shared: bool = True) -> tuple[go.Figure, list[int]]:
     """Panels side by side, one for each of at most three measured points at which a variable is known.
 
     Args:
         data: over `step`.
         name: the variable.
-        titles: of a panel, with ``{}`` for the update.
+        shared: one y axis for all panels.
 
     Returns:
         The figure, and the positions along `step`, one a column.
@@ -148,8 +148,9 @@ def beside(data: xr.Dataset, name: str, titles: str) -> tuple[go.Figure, list[in
     chosen = shown(data, name)
     if not chosen:
         raise NotAvailableError(f"{name.replace('_', ' ')} is known at no measured point: {data[name].attrs.get('reason', '')}")
-    names = [titles.format(int(data["step"].values[index])) for index in chosen]
-    return make_subplots(rows=1, cols=len(chosen), shared_yaxes=True, subplot_titles=names, horizontal_spacing=0.03), chosen
+    names = [f"update {int(data['step'].values[index])}" for index in chosen]
+    room = 0.03 if shared else 0.07
+    return make_subplots(rows=1, cols=len(chosen), shared_yaxes=shared, subplot_titles=names, horizontal_spacing=room), chosen
 
 
 def dress_beside(figure: go.Figure, height: int) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from sgdscope.figures.look import GREY, LIGHT, NEUTRAL, PALETTE, Array, bars, beside, column, dress_beside, need
+from sgdscope.figures.look import GREY, LIGHT, NEUTRAL, PALETTE, Array, bars, beside, column, dress_beside, log_axis, need
 
 DIRECTIONS = 5  # single directions that are drawn
 CIRCLE = {"symbol": "circle-open", "size": 7}
@@ -24,7 +24,8 @@ def step_effect(sharpest: xr.Dataset | None) -> go.Figure:
     """Draw the loss after a step of alpha lr along single directions, one panel a point: L(theta - alpha lr v) / L(theta) - 1.
 
     At most three measured points: the first, the middle and the last. Bars are 1.96 standard errors over the mini-batches;
-    triangles on the zero line are alpha*, the step that would have been best. The axis ends where no step of alpha <= 1 is cut.
+    triangles on the zero line are alpha*, the step that would have been best. Each panel has its own axis,
+    which ends where no step of alpha <= 1 is cut.
 
     Args:
         sharpest: the measurement, with effects.
@@ -36,7 +37,7 @@ def step_effect(sharpest: xr.Dataset | None) -> go.Figure:
         NotAvailableError: no effect was measured.
     """
     data = need(sharpest, "sharpest", "effect", "alpha_star")
-    figure, chosen = beside(data, "effect", "update {}")
+    figure, chosen = beside(data, "effect", shared=False)
     effect = data["effect"].transpose("step", "arm", "alpha")
     alphas = np.asarray(data["alpha"].values, float)
     for col, index in enumerate(chosen, start=1):
@@ -47,12 +48,18 @@ def step_effect(sharpest: xr.Dataset | None) -> go.Figure:
     dress_beside(figure, height=430)
     ticks = [0.0, *(a for a in alphas if a >= 0.5)]  # the smaller ones would lie on each other
     figure.update_xaxes(title_text="α (1 = the step of SGD)", tickvals=ticks)
-    small = np.abs(effect.values[chosen][:, :, alphas <= 1])
-    lowest = min(0.0, float(np.nanmin(effect.values[chosen])))
-    top = max(float(np.nanmax(small)) if np.isfinite(small).any() else 0.0, abs(lowest), 1e-12)
-    figure.update_yaxes(range=[1.15 * lowest - 0.02 * top, 1.25 * top], tickformat="~%")
+    for col, index in enumerate(chosen, start=1):
+        figure.update_yaxes(range=_effect_range(effect.values[index], alphas), tickformat="~%", row=1, col=col)
     figure.update_yaxes(title_text="change of the loss by the step", row=1, col=1)
     return figure
+
+
+def _effect_range(effects: Array, alphas: Array) -> list[float]:
+    """From the lowest effect to the highest of a step that is no longer than SGD's, with some room."""
+    near = effects[:, alphas <= 1]
+    low, high = min(0.0, float(np.nanmin(effects))), max(0.0, float(np.nanmax(near)) if np.isfinite(near).any() else 0.0)
+    room = max(high - low, 1e-12)
+    return [low - 0.15 * room, high + 0.25 * room]
 
 
 def _arm(data: xr.Dataset, at: tuple[int, int], arm: str, legend: bool) -> list[go.Scatter]:
@@ -89,7 +96,7 @@ def cross_sections(sharpest: xr.Dataset | None) -> go.Figure:
         NotAvailableError: no cross-section was measured.
     """
     data = need(sharpest, "sharpest", "section")
-    figure, chosen = beside(data, "section", "update {}")
+    figure, chosen = beside(data, "section")
     sections = np.asarray(data["section"].transpose("step", "cross", "position").values, float)
     positions = np.asarray(data["position"].values, float)
     for col, index in enumerate(chosen, start=1):
@@ -111,7 +118,7 @@ def cross_sections(sharpest: xr.Dataset | None) -> go.Figure:
     figure.update_xaxes(title_text="k, in mean steps s<sub>i</sub> of SGD (it steps to k = −1)")
     drawn = sections[chosen]
     if np.nanmin(drawn) > 0:
-        figure.update_yaxes(type="log", dtick="D2" if np.nanmax(drawn) < 100 * np.nanmin(drawn) else 1)
+        figure.update_yaxes(**log_axis(figure, "y"))
     figure.update_yaxes(title_text="loss", row=1, col=1)
     return figure
 

@@ -43,7 +43,7 @@ def saturation_along(neurons: xr.Dataset | None) -> go.Figure:
         NotAvailableError: no change was measured.
     """
     data = need(neurons, "neurons", "saturation_change")
-    figure, chosen = beside(data, "saturation_change", "update {}")
+    figure, chosen = beside(data, "saturation_change")
     values, errors = (
         np.asarray(data[name].transpose("step", "arm", "rank", "position").values, float)
         for name in ("saturation_change", "saturation_change_stderr")

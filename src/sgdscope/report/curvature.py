@@ -71,8 +71,8 @@ def edge_words(data: xr.Dataset, index: int) -> str:
         return ""
     side = "above" if edge > 1 else "below"
     if np.isfinite(limit):
-        return f", {number(edge)} of the {number(limit)} at which the method becomes unstable: {side} the edge"
-    return f"; preconditioned as the method does, it is {number(edge)} of its threshold: {side} the edge"
+        return f", {number(edge)} times the {number(limit)} at which the method becomes unstable: {side} the edge"
+    return f"; preconditioned as the method does, it is {number(edge)} times its threshold: {side} the edge"
 
 
 def _path(data: xr.Dataset, known: Array) -> list[str]:
@@ -108,25 +108,28 @@ def _step(data: xr.Dataset, index: int) -> int:
 
 COLUMNS = {
     "loss": "L",
-    "sharpness": f"λ<sub>1</sub> ({UNIT})",
-    "conditioning": "λ<sub>1</sub> / λ<sub>K</sub>",
-    "half_eta_sharpness": "η λ<sub>1</sub> / 2",
-    "edge": "share of the edge",
-    "lowest_eigenvalue": f"λ<sub>min</sub> ({UNIT})",
-    "trace": f"trace ({UNIT})",
-    "frobenius": f"Frobenius norm ({UNIT})",
+    "sharpness": "λ<sub>1</sub>",
+    "conditioning": "λ<sub>1</sub>/λ<sub>K</sub>",
+    "half_eta_sharpness": "ηλ<sub>1</sub>/2",
+    "edge": "λ<sub>1</sub>/edge",
+    "lowest_eigenvalue": "λ<sub>min</sub>",
+    "trace": "trace",
+    "frobenius": "|H|<sub>F</sub>",
     "effective_rank": "effective rank",
-    "invariant_sharpness": "λ<sub>1</sub> of |θ| H |θ| (loss)",
+    "invariant_sharpness": "λ<sub>1</sub> of |θ|H|θ|",
     "half_overlap": "overlap of halves",
-    "basis_overlap": "overlap with the point before",
+    "basis_overlap": "overlap with last",
     "log_volume": "½ log det H",
 }
 
 
 def _table(data: xr.Dataset) -> str:
     columns = {label: (along(data, name), along(data, f"{name}_stderr")) for name, label in COLUMNS.items()}
+    if np.array_equal(along(data, "half_eta_sharpness"), along(data, "edge")):  # plain descent: one number
+        del columns[COLUMNS["half_eta_sharpness"]]
     columns[COLUMNS["sharpness"]] = (along(data, "sharpness"), np.full(data.sizes["step"], np.nan))
-    return point_table(data, columns)
+    note = f'<p class="soft">λ<sub>i</sub>, trace and |H|<sub>F</sub> are in {UNIT}.</p>'
+    return point_table(data, columns) + note
 
 
 def curvature_across(pages: Sequence[Page]) -> str:

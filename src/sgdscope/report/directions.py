@@ -24,7 +24,7 @@ def sharpest_section(page: Page) -> str:
     parts = [title, f"<p>{' '.join(sharpest_words(data))}</p>", _sharpest_table(data)]
     caption = (
         "Change of the loss by a step of SGD in single directions, α times its length, mean over mini-batches with 1.96 standard "
-        "errors. Below the line the step helps. Triangles: the best α. The axis holds all steps up to α = 1."
+        "errors. Below the line the step helps. Triangles: the best α. Each axis holds all steps up to α = 1."
     )
     parts.append(figure(lambda: figures.step_effect(data), caption))
     caption = (
@@ -32,7 +32,7 @@ def sharpest_section(page: Page) -> str:
         "the point. The smallest of these distances is the width."
     )
     parts.append(figure(lambda: figures.cross_sections(data), caption))
-    caption = "How much of gradients and updates lies in the sharpest directions, and how much would by chance."
+    caption = "χ: the share of the squared length of gradients and updates that lies in the sharpest directions, and by chance."
     parts.append(figure(lambda: figures.alignment(data), caption))
     return "".join(parts)
 
@@ -50,7 +50,7 @@ def _alignment(data: xr.Dataset) -> str:
     chance = along(data, "share_chance", "rank")[k - 1]
     moved = along(data, "update_share", rank=k)[index]
     random = float(data["alignment_chance"].values) if "alignment_chance" in data else float("nan")
-    said = f"At update {int(data['step'].values[index])} {share[index]:.0%} of the squared length of a batch gradient"
+    said = f"At update {int(data['step'].values[index])}, {share[index]:.0%} of the squared length of a batch gradient"
     said += f" and {moved:.0%} of that of the update" if np.isfinite(moved) else ""
     said += f" lie in the {k} sharpest directions, by chance {100 * chance:.2g} %"
     if np.isfinite(cosine[index]) and random > 0:
@@ -87,13 +87,13 @@ def _sharpest_table(data: xr.Dataset) -> str:
     def both(name: str, **at: Any) -> tuple[Array, Array]:
         return along(data, name, **at), along(data, f"{name}_stderr", **at)
 
-    named = {"e1": "step along e<sub>1</sub>", "full": "whole step"}
-    effects = {f"{label}: change of L (%)": both("effect", arm=arm, alpha=1.0) for arm, label in named.items()}
+    named = {"e1": "ΔL along e<sub>1</sub>, %", "full": "ΔL of the step, %"}
+    effects = {label: both("effect", arm=arm, alpha=1.0) for arm, label in named.items()}
     return point_table(
         data,
         {
-            f"batch gradient in e<sub>1</sub>…e<sub>{k}</sub>": both("batch_share", rank=k),
-            f"update in e<sub>1</sub>…e<sub>{k}</sub>": along(data, "update_share", rank=k),
+            f"χ<sub>{k}</sub> batch gradient": both("batch_share", rank=k),
+            f"χ<sub>{k}</sub> update": along(data, "update_share", rank=k),
             "mean |cos|": both("mean_alignment"),
             **{label: (100 * value, 100 * error) for label, (value, error) in effects.items()},
             "α* along e<sub>1</sub>": both("alpha_star", arm="e1"),

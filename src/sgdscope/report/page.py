@@ -15,6 +15,7 @@ import sgdscope
 from sgdscope.errors import NotAvailableError
 from sgdscope.report.reading import Page
 
+ROUNDING = 1e-12  # of a value: a smaller error is none
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'"
 
 
@@ -93,8 +94,8 @@ def number(value: object) -> str:
 
 
 def with_error(value: float, error: float) -> str:
-    """A number with its standard error, to two digits of the error; the number alone where no error is known."""
-    if not np.isfinite(value) or not np.isfinite(error) or error <= 0:
+    """A number with its standard error, to two digits of the error; the number alone where the error is rounding or not known."""
+    if not np.isfinite(value) or not np.isfinite(error) or error <= ROUNDING * abs(value):
         return number(value)
     digits = 1 - int(np.floor(np.log10(error)))
     if 0 <= digits <= 5:

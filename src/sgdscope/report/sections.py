@@ -237,9 +237,40 @@ GUIDE = (
     ),
 )
 
+CURVATURE_GUIDE = (
+    (
+        "λ<sub>i</sub>, e<sub>i</sub>",
+        "The algebraically largest eigenvalues of the Hessian of the loss on the evaluation set and their directions, by "
+        "Lanczos; the residual |He − λe| bounds how far each is from an eigenvalue.",
+    ),
+    (
+        "Edge",
+        "Above it, descent on a parabola of this curvature diverges: 2/η for plain SGD, 2(1 + β)/η with momentum β, of the "
+        "preconditioned Hessian for Adam. It is the edge of full batches; mini-batches keep λ<sub>1</sub> below it, the more so "
+        "the smaller they are.",
+    ),
+    (
+        "Mean step s<sub>i</sub>",
+        "The mean over mini-batches of η|⟨g<sub>b</sub>, e<sub>i</sub>⟩|: how far a step of plain SGD moves along e<sub>i</sub>. "
+        "The sign of e<sub>i</sub> is that of rising loss, so SGD moves to −1.",
+    ),
+    (
+        "Share χ<sub>k</sub>",
+        "The share of the squared length of a vector within the k sharpest directions; k/P for a random one of P numbers.",
+    ),
+    (
+        "Saturation",
+        "1 − |φ′| / max |φ′| of the activation φ, mean over units and examples: the share that is inactive for a ReLU.",
+    ),
+)
+
 
 def guide() -> str:
     """Definitions, and what the numbers do not show."""
-    entries = "".join(f"<dt>{term}</dt><dd>{text}</dd>" for term, text in GUIDE)
-    source = "Xing, Arpit, Tsirigotis, Bengio: A Walk with SGD, arXiv 1802.08770 (2018)."
+    known = GUIDE + CURVATURE_GUIDE
+    entries = "".join(f"<dt>{term}</dt><dd>{text}</dd>" for term, text in known)
+    source = (
+        "Xing, Arpit, Tsirigotis, Bengio: A Walk with SGD, arXiv 1802.08770 (2018). Jastrzębski, Kenton, Ballas, Fischer, "
+        "Bengio, Storkey: On the Relation Between the Sharpest Directions of DNN Loss and the SGD Step Length, arXiv 1807.05031."
+    )
     return f'<section id="guide"><h2>How to read this</h2><dl>{entries}</dl><footer class="soft">{source}</footer></section>'

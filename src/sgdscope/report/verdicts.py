@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -40,13 +41,15 @@ def verdict_section(verdicts: Sequence[AnyVerdict]) -> str:
 def _verdict_row(verdict: Mapping[str, Any]) -> str:
     low, high = (verdict.get("interval") or (None, None))[:2]
     regime = ", ".join(
-        f"{safe(k)} {safe(v) if isinstance(v, str) else number(v)}" for k, v in (verdict.get("regime") or {}).items()
+        f"{safe(k)} {safe(v) if isinstance(v, str) else number(v)}"
+        for k, v in (verdict.get("regime") or {}).items()
+        if isinstance(v, str) or number(v) != "–"
     )
     claim = str(verdict["claim"])
     told = [f"<strong>{safe(claim)}</strong> {safe(_claim_sentence(claim))}"]
     run = (verdict.get("details") or {}).get("run")
     told += [f'<span class="soft">Run {safe(run)}.</span>'] if isinstance(run, str) else []
-    told += [f'<span class="soft">{safe(verdict["reason"])}</span>'] if verdict.get("reason") else []
+    told += [f'<span class="soft">{_reason(str(verdict["reason"]))}</span>'] if verdict.get("reason") else []
     told += [f'<span class="soft">Regime: {regime}.</span>'] if regime else []
     cells = [
         f'<td class="wide">{"<br>".join(told)}</td>',
@@ -58,6 +61,16 @@ def _verdict_row(verdict: Mapping[str, Any]) -> str:
         f'<td class="n">{number(verdict.get("smallest_p"))}</td>',
     ]
     return f"<tr>{''.join(cells)}</tr>"
+
+
+def _reason(text: str) -> str:
+    """A reason as a sentence: true minus signs, powers of ten, lambda_1 and e_1 as they are written elsewhere on the page."""
+    word = text.split(" ", 1)[0]
+    begun = text[:1].upper() + text[1:] if word.isalpha() and word.isascii() else text
+    text = safe(begun + ("" if begun[-1:] in ".!?" else "."))
+    text = re.sub(r"(?<=\d)e([+-])0*(\d+)", lambda m: f" × 10<sup>{m[1].strip('+')}{m[2]}</sup>", text)
+    text = re.sub(r"(?<![\w.\])-])-(?=\d)", "−", text).replace("<sup>-", "<sup>−")
+    return re.sub(r"\b(?:(lambda)|(e))_(\d+|i|K)\b", lambda m: f"{'λ' if m[1] else 'e'}<sub>{m[3]}</sub>", text)
 
 
 def _claim_sentence(name: str) -> str:
