@@ -298,6 +298,7 @@ def test_n5_takes_the_least_difference():
     assert (found.verdict, found.n) == ("supported", 5)
     assert found.statistic == pytest.approx(0.5 - 0.2, abs=1e-9)
     assert found.details["log_drops"]["leaky_relu"] == pytest.approx(0.4, abs=1e-9)
+    assert "10% of the drop is left" in found.reason  # 0.05 of 0.5
     assert found.details["differences"]["projected"][0] == pytest.approx(0.45, abs=1e-9)
 
 
