@@ -190,6 +190,16 @@ def test_the_last_value_is_not_the_peak():
     assert judged("S3", swept(lambda x: shaped(8.0 * x**-0.5, last=1.0 * x**0.5))).statistic == pytest.approx(-0.5)
 
 
+def test_the_power_at_equal_training_loss_is_told_beside():
+    runs = swept(lambda x: shaped(8.0 * x**-0.5, last=1.5 * x**0.2))
+    assert judged("S3", runs).details["at_equal_loss"][0] == pytest.approx(0.2)  # all losses end at 1
+    runs[0].measured["curvature"]["loss"].values[:] = np.linspace(2.0, 1.5, len(T))  # now 1.5 is the lowest common loss
+    values = [[p.at_loss(1.5) for p in paths(runs) if p.seed == s] for s in range(4)]
+    slopes = [np.polyfit(np.log([0.25, 1, 4]), np.log(row), 1)[0] for row in values]
+    assert judged("S3", runs).details["at_equal_loss"][0] == pytest.approx(np.mean(slopes))
+    assert np.mean(slopes) < 0.0
+
+
 @pytest.mark.parametrize(
     ("late", "power", "answer"),
     [
