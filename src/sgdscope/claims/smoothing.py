@@ -25,8 +25,8 @@ from sgdscope.evidence.windows import decide, full_batch, mean_finite, weakest
 
 PAPER = "Jastrzebski et al. 2018 (OpenReview BJ04JEJvG)"
 CONDITIONING: Mapping[str, float] = {"conditioning": -1.0, "outlier_ratio": -1.0, "effective_rank": 1.0}
-CURVATURE: Mapping[str, Mapping[str, Any]] = {"curvature": {"k": 5, "probes": 20, "window": 1}}  # a window is a point of the path
-UNITS: Mapping[str, Mapping[str, Any]] = {"neurons": {"k": 1, "window": 1}}
+CURVATURE: Mapping[str, Mapping[str, Any]] = {"curvature": {"k": 5, "probes": 20}}
+UNITS: Mapping[str, Mapping[str, Any]] = {"neurons": {"k": 1}}
 PAIRS = 5  # seeds where two settings are compared; with five the smallest one-sided sign-test p is 1/32
 NONE = 0.2  # N4: a partial correlation within -+0.2 counts as none
 ARMS = {"identity": "a linear network", "white": "white noise of equal norm", "projected": "noise without e_1..e_5"}

@@ -23,6 +23,8 @@ SIZES: Mapping[str, dict[str, Any]] = {
 def path_of(updates: int, points: int = 24) -> list[int]:
     """Updates at which a quantity is followed along a whole run: dense at first, then even; the last update among them.
 
+    They are at least two apart, so that each is a window of its own and is measured.
+
     Args:
         updates: of the run.
         points: how many, about; half of them in the first tenth.
@@ -32,7 +34,11 @@ def path_of(updates: int, points: int = 24) -> list[int]:
     """
     early = np.geomspace(1, max(1, updates // 10), points // 2).round().astype(int) - 1
     late = np.linspace(updates // 10, updates - 1, points - points // 2).round().astype(int)
-    return sorted({*early.tolist(), *late.tolist()})
+    apart: list[int] = []
+    for step in sorted({*early.tolist(), *late.tolist()}, reverse=True):
+        if not apart or step <= apart[-1] - 2:
+            apart.append(step)
+    return sorted({0, *(step for step in apart if step > 1)})
 
 
 def described(

@@ -24,7 +24,7 @@ from sgdscope.evidence.windows import LOSS_SHARE, decide, initial_loss, trend, w
 
 PAPER = "Xing et al. 2018 (arXiv 1802.08770)"
 FLAT: Mapping[str, float] = {"sharpness": -1.0, "trace": -1.0, "invariant_sharpness": -1.0}
-QUANTITIES: Mapping[str, Mapping[str, Any]] = {"curvature": {"k": 5, "probes": 20, "invariant": True, "window": 1}}
+QUANTITIES: Mapping[str, Mapping[str, Any]] = {"curvature": {"k": 5, "probes": 20, "invariant": True}}
 CELLS = 6  # W13: settings a seed, below which a partial rank correlation says nothing
 
 
