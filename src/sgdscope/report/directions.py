@@ -94,11 +94,10 @@ def _sharpest_table(data: xr.Dataset) -> str:
         {
             f"χ<sub>{k}</sub> batch gradient": both("batch_share", rank=k),
             f"χ<sub>{k}</sub> update": along(data, "update_share", rank=k),
-            "mean |cos|": both("mean_alignment"),
+            "mean |cos|": along(data, "mean_alignment"),
             **{label: (100 * value, 100 * error) for label, (value, error) in effects.items()},
             "α* along e<sub>1</sub>": both("alpha_star", arm="e1"),
             "α* of the step": both("alpha_star", arm="full"),
-            "s<sub>1</sub> (θ)": both("step_length", rank=1),
             "critical lr": along(data, "critical_lr"),
         },
     )
