@@ -770,7 +770,8 @@ for own, group in ((batches[:2] if rank == 0 else batches[2:], dist.group.WORLD)
     value, gradient = surface.value_and_grad(theta)
     line = surface.along(theta, gradient, [0.0, -0.1])
     found.append([surface.value(theta), value, *gradient, *surface.losses(theta), *line.values, *(line.samples @ line.weights)])
-    found[-1].append(surface.fingerprint()["examples"])
+    with surface.linearized(theta) as h:
+        found[-1] += [surface.fingerprint()["examples"], h.value, *h.hvp(gradient)]
 torch.testing.assert_close(torch.tensor(found[0]).double(), torch.tensor(found[1]).double(), rtol=1e-5, atol=1e-6)
 dist.destroy_process_group()
 print(len(found[0]), "compared")
@@ -785,4 +786,4 @@ def test_two_processes_with_a_part_of_the_data_each_equal_one_with_all(tmp_path)
     for run in runs:
         out, error = run.communicate(timeout=120)
         assert run.returncode == 0, error
-        assert "47 compared" in out
+        assert "77 compared" in out
