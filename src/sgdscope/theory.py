@@ -37,7 +37,7 @@ def stability_threshold(
     Source: Cohen et al. 2021 (2103.00065), section 2 and appendix B; Cohen et al. 2022 (2207.14484), section 3.
 
     Example:
-        >>> stability_threshold("sgd", 0.1, momentum=0.9)[0], round(stability_threshold("adam", 0.1)[0], 9)
+        >>> round(stability_threshold("sgd", 0.1, momentum=0.9)[0], 9), round(stability_threshold("adam", 0.1)[0], 9)
         (38.0, 380.0)
     """
     for name, value, inside in (("lr", lr, lr > 0), ("momentum", momentum, 0 <= momentum < 1), ("beta1", beta1, 0 <= beta1 < 1)):
