@@ -566,6 +566,8 @@ def test_a_reader_sees_whole_rows_while_another_process_writes(tmp_path):
         while writer.poll() is None:
             trajectory = ZarrStore.read(tmp_path / "run")
             steps = trajectory.steps
+            if not steps.sizes["step"]:
+                continue  # a run has no columns before its first block
             np.testing.assert_array_equal(steps.a, steps.step * 2.0)
             np.testing.assert_array_equal(steps.b, steps.step * 5.0)
             if "late" in steps:
