@@ -34,7 +34,8 @@ def test_control(name, control, seed):
     assert verdict.verdict == EXPECTED[control], verdict.reason
     assert verdict.claim == name
     assert verdict.reason
-    assert set(verdict.regime) >= {"eta_gni", "eta_batch_sharpness", "training_loss", "loss_share", "batchnorm"}
+    walked = {"eta_gni", "eta_batch_sharpness", "training_loss", "loss_share", "batchnorm"}
+    assert set(verdict.regime) >= walked if entry.study is None else verdict.regime
     json.dumps([dict(verdict.details), dict(verdict.regime), verdict.interval, verdict.n])
     if verdict.verdict in {"supported", "contradicted"}:
         assert verdict.interval[0] <= verdict.statistic <= verdict.interval[1]
@@ -51,9 +52,14 @@ def test_declaration(name):
     entry = claims[name]
     assert entry.scope in {"run", "sweep"}
     assert entry.sentence.endswith(".")
-    assert all((entry.statistic, entry.threshold, entry.quantities, str(entry.source)))
+    assert all((entry.statistic, entry.threshold, entry.quantities or entry.study, str(entry.source)))
     assert set(entry.experiments) == {"quick", "standard", "paper"}
     for preset, runs in entry.experiments.items():
+        if entry.study is not None:
+            names = [json.loads(json.dumps(d))["name"] for d in runs(3)]
+            assert len(set(names)) == len(names), preset
+            assert {d["seed"] for d in runs(3)}.isdisjoint({d["seed"] for d in runs(4)})
+            continue
         described = [Experiment(**d) for d in runs(3)]  # raises if a description is not valid
         assert len({d.name for d in described}) == len(described), preset
         assert {d.seed for d in described}.isdisjoint({d["seed"] for d in runs(4)})

@@ -220,6 +220,9 @@ def _check_arguments(
             f"claims: {', '.join(sweeps)} compare runs of several settings or seeds, and one run was given; "
             "pass experiment= (a TOML file, an Experiment, or a function seed -> (model, loss, data)) in place of run="
         )
+    own = [entry.id for entry in wanted if entry.study is not None]
+    if experiment is not None and own:
+        raise ArgumentError(f"experiment: {', '.join(own)} walk in another way than an experiment does; leave experiment= out")
     if seed < 0:
         raise ArgumentError(f"seed: expected an integer >= 0, got {seed}")
     if jobs is not None and jobs < 1:
@@ -314,13 +317,13 @@ def _plan(
     for entry in wanted:
         for description in entry.experiments[preset](seed):
             asked = transfer(description, base, preset) if base else description
-            if dataset is not None:
+            if dataset is not None and "data" in asked:
                 kept = {k: v for k, v in asked["data"].items() if k not in {"dataset", "train", "test"}}
                 asked = asked | {"data": kept | {"dataset": dataset}}
-            if examples is not None:
+            if examples is not None and entry.study is None:
                 asked = fitted(asked, examples, preset)
             told = json.dumps({k: v for k, v in asked.items() if k != "name"}, sort_keys=True)
-            key = xxhash.xxh3_64_hexdigest(told.encode())
+            key = xxhash.xxh3_64_hexdigest(f"{told} {getattr(entry.study, '__qualname__', '')}".encode())
             plan.setdefault(key, (asked | {"name": f"{asked['name']}-{key[:8]}"}, []))[1].append(entry.id)
     return plan
 
@@ -345,6 +348,8 @@ class _Task:
 
     def _evidence(self) -> Evidence:
         entries = [_entry(name) for name in self.ids]
+        if (study := entries[0].study) is not None:
+            return study(self.description, self.folder / self.description["name"], self.data_dir)
         if self.made is not None:
             trajectory, surface, own = _trained(self.made, self.description)
         else:

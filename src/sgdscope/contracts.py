@@ -456,6 +456,8 @@ class ClaimEntry:
         experiments: preset -> seed -> descriptions of the runs (validated by `Experiment`).
         controls: runs with known answers.
         observe: (trajectory, surface, data folder) -> what the claim measures beside the quantities; None for most.
+        study: (description, folder for its runs, data folder) -> evidence, where an experiment of the claim is no walk of one
+            network by an `Experiment` (escapes, chains, ensembles); its descriptions have a name and a seed. None for most.
     """
 
     judge: Callable[[Sequence[Evidence]], Verdict]
@@ -470,6 +472,7 @@ class ClaimEntry:
     experiments: Mapping[str, Callable[[int], list[dict[str, Any]]]]
     controls: Controls
     observe: Callable[[Trajectory, Surface, Any], Mapping[str, Any]] | None = None
+    study: Callable[[Mapping[str, Any], Path, Any], Evidence] | None = None
 
 
 claims: Catalogue[ClaimEntry] = Catalogue("claim", "claims")

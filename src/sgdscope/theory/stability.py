@@ -1,4 +1,4 @@
-"""Closed forms of the theory of SGD, each with its source, convention and range of validity."""
+"""The curvature beyond which descent diverges, for the optimizer that is used."""
 
 from __future__ import annotations
 
