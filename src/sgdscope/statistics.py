@@ -7,7 +7,7 @@ and says so. An interval that the data cannot bound is (-inf, inf), never a gues
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import ceil, comb, inf, nan, prod, sqrt
+from math import ceil, comb, inf, isfinite, nan, prod, sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -397,3 +397,58 @@ def exponential_rate(times: ArrayLike, censored: ArrayLike, confidence: float = 
     above = 2 * events + (2 if events < len(values) else 0)
     low = float(stats.chi2.ppf(tail, 2 * events)) / (2 * total) if events else 0.0
     return events / total, Interval(low, float(stats.chi2.ppf(1 - tail, above)) / (2 * total))
+
+
+def exponentiality(
+    times: ArrayLike, censored: ArrayLike, *, resolution: float = 0.0, resamples: int = 499, seed: int = 0
+) -> tuple[float, float]:
+    """Kolmogorov-Smirnov test of exponential waiting times whose rate was fitted, all censored at one common time or none.
+
+    D = sup over t below the censoring time of |F_n(t) - (1 - exp(-rate t))|, rate the censored maximum likelihood. p by
+    parametric bootstrap: exponential samples of the fitted rate, censored alike and fitted anew (tables of the
+    Kolmogorov-Smirnov test do not hold for a fitted rate). Times counted in whole units are compared with samples rounded up
+    to the same units.
+
+    Args:
+        times: [n], > 0.
+        censored: [n], true where observation ended first.
+        resolution: unit in which the times are counted; 0 for a continuum.
+        resamples: of the bootstrap, at least 19.
+        seed: of the bootstrap.
+
+    Returns:
+        (D, p), p = (1 + number of samples with a D at least as large) / (resamples + 1); (NaN, NaN) with fewer than five
+        events, which can show nothing.
+
+    Raises:
+        ArgumentError: see `exponential_rate`; also a negative resolution, too few resamples, or times beyond the censoring.
+
+    Source: Lilliefors 1969 for the fitted rate; the censored form and the bootstrap are ours.
+    """
+    if resolution < 0 or resamples < 19:
+        raise ArgumentError(f"resolution, resamples: expected >= 0 and >= 19, got {resolution} and {resamples}")
+    rate, _ = exponential_rate(times, censored)
+    values, open_ended = np.asarray(times, np.float64), np.asarray(censored, bool)
+    end = float(values[open_ended].min()) if open_ended.any() else inf
+    if (values[~open_ended] > end).any():
+        raise ArgumentError(f"times: one event came after {end:g}, where another observation ended; expected one common end")
+    if (~open_ended).sum() < 5:
+        return nan, nan
+    found = _distance(np.sort(values[~open_ended]), len(values), end)
+    rng, above = np.random.default_rng(seed), 0
+    for _ in range(resamples):
+        drawn = rng.exponential(1 / rate, len(values))
+        drawn = np.ceil(drawn / resolution) * resolution if resolution else drawn
+        above += _distance(np.sort(drawn[drawn <= end]), len(values), end) >= found
+    return found, (1 + above) / (resamples + 1)
+
+
+def _distance(events: Array, n: int, end: float) -> float:
+    """Sup |F_n - F| over t < end of n times of which these ended in an event, ascending; F of the rate that they fit."""
+    if not len(events):
+        return 0.0
+    rate = len(events) / (float(events.sum()) + (n - len(events)) * (end if len(events) < n else 0.0))
+    fitted = -np.expm1(-rate * events)
+    steps = np.arange(1, len(events) + 1) / n
+    tail = abs(len(events) / n + np.expm1(-rate * end)) if isfinite(end) else 0.0
+    return float(max((steps - fitted).max(), (fitted - steps + 1 / n).max(), tail))
