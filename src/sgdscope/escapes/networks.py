@@ -96,11 +96,11 @@ class Network(Potential):
     def value(self, thetas: Tensor) -> Tensor:
         """The mean loss over all examples of each replica, [W]."""
         with torch.no_grad():
-            return torch.cat([self._values(part, self.x, self.y) for part in thetas.split(self._rows())])
+            return torch.cat([self._values(part, self.x, self.y) for part in torch.split(thetas, self._rows())])
 
     def gradient(self, thetas: Tensor) -> Tensor:
         """Its gradient, [W, P]."""
-        return torch.cat([self._gradients(part, self.x, self.y) for part in thetas.split(self._rows())])
+        return torch.cat([self._gradients(part, self.x, self.y) for part in torch.split(thetas, self._rows())])
 
     def minibatch(self, thetas: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
         """The gradient of each replica over its own B examples, drawn with replacement, [W, P]."""
@@ -148,10 +148,9 @@ def _examples(data: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     if not torch.isfinite(x).all():
         raise DataError("data: inputs are NaN or infinite; drop or repair those examples")
     if not y.is_floating_point():
-        if len(y.unique()) < 2:
-            raise DataError(
-                f"data: all {len(y)} labels are of class {int(y.reshape(-1)[0])}; the loss of one class has no minimum to escape from"
-            )
+        if bool((y == y.reshape(-1)[0]).all()):
+            only = int(y.reshape(-1)[0])
+            raise DataError(f"data: all {len(y)} labels are of class {only}; the loss of one class has no minimum to escape from")
         return x, y.detach().clone()
     return x, y.detach().to(F64)
 
@@ -165,5 +164,5 @@ def largest_against_rest(y: Tensor) -> Tensor:
     Returns:
         int64 [N]; two classes are returned as they are, but for their names.
     """
-    values, counts = y.unique(return_counts=True)
-    return (y == values[counts.argmax()]).to(torch.int64)
+    largest = int(torch.mode(y).values)
+    return (y == largest).long()

@@ -1,5 +1,6 @@
 """What pushes walkers out of a valley: batches, white noise, noise of the size of |H|, or of a given covariance."""
 
+# ruff: file-ignore[unused-method-argument] -- every noise is told the learning rate, also one that needs none
 from __future__ import annotations
 
 from dataclasses import dataclass

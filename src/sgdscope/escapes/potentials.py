@@ -85,10 +85,11 @@ class Wells(Potential):
 
     def __init__(self, d: int = 1, *, barrier: float = 0.25, stretch: float = 1.0) -> None:
         self.barrier, self.stretch = above("barrier", barrier), above("stretch", stretch)
+        self._even = stretch == 1
         super().__init__(torch.full((count("d", d),), -1.0, dtype=F64))
 
     def _unstretched(self, thetas: Tensor) -> tuple[Tensor, Tensor | float]:
-        if self.stretch == 1.0:
+        if self._even:
             return thetas, 1.0
         factor = torch.where(thetas > 0, self.stretch, 1.0).to(F64)
         return factor * thetas, factor

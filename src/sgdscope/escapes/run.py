@@ -97,9 +97,7 @@ class Waiting:
         if self.diverged:
             found.append(f"{self.diverged} of {n} walkers diverged, which is no escape over a barrier; lower lr or the noise")
         if self.escapes and np.median(self.times) < RARE:
-            found.append(
-                f"half of the walkers left within {np.median(self.times):g} updates: escapes are not rare, no rate of one"
-            )
+            found.append(f"half of the walkers left within {np.median(self.times):g} updates: escapes are not rare events")
         if p < LEAST and distance > FAR:
             words = f"the times are not exponential (distance {distance:.2g}, p = {p:.2g}): one rate does not describe them"
             found.append(words)
@@ -192,6 +190,7 @@ def escape(
     Source: Xie et al. (2002.03495), section 5; diffusion_langevin_distributed, 1.3 and warnings 3 and 4.
 
     Example:
+        >>> from sgdscope.escapes import Threshold, Wells, White
         >>> wells, past = Wells(), Threshold(1.0)
         >>> found = escape(wells, past, White(0.1), lr=0.1, walkers=50)
         >>> found.escapes, 400 < found.tau < 1100  # 663 in continuous time, with a standard error of 14 %

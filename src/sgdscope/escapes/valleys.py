@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from math import isfinite, sqrt
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from sgdscope.errors import ArgumentError
@@ -111,4 +110,4 @@ class LossLevel:
 
 def outside(valley: Valley, theta: Tensor, value: Value) -> bool:
     """Whether one point [d] lies outside."""
-    return not bool(valley.inside(torch.atleast_2d(theta), value)[0])
+    return not bool(valley.inside(theta.reshape(1, -1), value)[0])
