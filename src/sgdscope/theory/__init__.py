@@ -1,7 +1,23 @@
 """Closed forms of the theory of SGD, each with its source, convention and range of validity."""
 
+from sgdscope.theory.barrier import Barrier as Barrier
+from sgdscope.theory.escape import equivalent_share as equivalent_share
+from sgdscope.theory.escape import escape_share as escape_share
+from sgdscope.theory.escape import hessian_noise_time as hessian_noise_time
+from sgdscope.theory.escape import kramers_correction as kramers_correction
+from sgdscope.theory.escape import kramers_time as kramers_time
+from sgdscope.theory.escape import occupation as occupation
+from sgdscope.theory.escape import parallel_time as parallel_time
+from sgdscope.theory.escape import path_exponent as path_exponent
+from sgdscope.theory.escape import power_law_exponent as power_law_exponent
+from sgdscope.theory.escape import saddle_variance as saddle_variance
+from sgdscope.theory.inertia import adam_time as adam_time
+from sgdscope.theory.inertia import adaptive_inertia_exponent as adaptive_inertia_exponent
+from sgdscope.theory.inertia import heavy_ball_hessian_time as heavy_ball_hessian_time
+from sgdscope.theory.inertia import heavy_ball_time as heavy_ball_time
 from sgdscope.theory.least_squares import Moments as Moments
 from sgdscope.theory.least_squares import least_squares_moments as least_squares_moments
+from sgdscope.theory.passage import mean_passage_time as mean_passage_time
 from sgdscope.theory.prediction import Prediction as Prediction
 from sgdscope.theory.prediction import Time as Time
 from sgdscope.theory.stability import stability_threshold as stability_threshold

@@ -96,7 +96,7 @@ def above(**numbers: float) -> None:
             raise ArgumentError(f"{name}: expected a finite number > 0, got {value}")
 
 
-def share(**numbers: float) -> None:
+def fraction(**numbers: float) -> None:
     """Refuse numbers outside [0, 1), such as a momentum.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sgdscope.errors import ArgumentError
-from sgdscope.theory.inputs import Array, above, array, choice, covariance, share, symmetric
+from sgdscope.theory.inputs import Array, above, array, choice, covariance, fraction, symmetric
 from sgdscope.theory.stability import stability_threshold
 
 METHODS = ("heavy_ball", "nesterov")
@@ -96,7 +96,7 @@ def stationary_covariance(
     curvature, noises = _pair(hessian, noise)
     choice("method", method, METHODS)
     above(lr=lr, batch_size=batch_size)
-    share(momentum=momentum)
+    fraction(momentum=momentum)
     values, vectors = np.linalg.eigh(curvature)
     edge = _edge(values, lr, momentum, method == "nesterov")
     steps, push = _update(values, lr, momentum, method)
@@ -138,7 +138,7 @@ def stationary_variance(curvature: Any, noise: Any, *, lr: float, batch_size: fl
     """
     values, noises = _vectors(curvature, noise)
     above(lr=lr, batch_size=batch_size)
-    share(momentum=momentum)
+    fraction(momentum=momentum)
     _edge(np.sort(values), lr, momentum, False)
     return lr * noises * (1 + momentum) / (batch_size * values * (1 - momentum) * (2 * (1 + momentum) - lr * values))
 
@@ -170,7 +170,7 @@ def continuous_covariance(hessian: Any, noise: Any, *, lr: float, batch_size: fl
     """
     curvature, noises = _pair(hessian, noise)
     above(lr=lr, batch_size=batch_size)
-    share(momentum=momentum)
+    fraction(momentum=momentum)
     values, vectors = np.linalg.eigh(curvature)
     _positive(values)
     turned = vectors.T @ noises @ vectors / (values[:, None] + values[None, :])
