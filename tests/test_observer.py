@@ -154,7 +154,11 @@ def live_sinks(model):
         "curvature": {"points": 2, "k": 2, "bottom": True, "probes": 2, "invariant": True, "layers": True},
         "batch": {"eigenvalue": True, "probes": 2, "parts": 2, "sharpness": True, "gni": 1},
     }
-    return [Nosy(model), *(live(name, surface, window=3, **thorough.get(name, {})) for name in contracts.quantities)]
+    return [
+        Nosy(model),
+        live("averages", blocks=12, width=2),
+        *(live(name, surface, window=3, **thorough.get(name, {})) for name in contracts.quantities),
+    ]
 
 
 def train(model_class, optimizer_name, recorded):
@@ -245,8 +249,12 @@ def test_a_recorded_run_equals_the_run_without(model_class, optimizer_name):
     assert trajectory.batch(UPDATES - 1)[0].shape == (6, 12)
     assert len(sinks[0].norms) == UPDATES + 1
     assert min(sinks[0].norms) > 0
-    assert len(sinks) >= 3
-    for sink in sinks[1:]:
+    assert len(sinks) >= 4
+    assert sinks[1].blocks[-1].last == UPDATES
+    for block in sinks[1].blocks:
+        walk = torch.stack(points[block.first : block.last + 1]).double()
+        assert torch.allclose(block.mean.double(), walk.mean(0), rtol=1e-6, atol=1e-7)
+    for sink in sinks[2:]:
         assert sink.measured.sizes
 
 

@@ -7,7 +7,7 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from sgdscope import __version__
 from sgdscope.contracts import QuantityEntry, quantities, stores
 from sgdscope.errors import ArgumentError, NotAvailableError, unknown
+from sgdscope.quantities.averages import Averages
 from sgdscope.records import Header, Record, Snapshot, StepBlock, Surface, Trajectory, steps_dataset, unpack_batch
 from sgdscope.surface import LossSurface
 
@@ -64,13 +65,23 @@ def measure(
     return xr.DataTree.from_dict(groups)
 
 
-def live(name: str, surface: Surface | None, **options: Any) -> LiveQuantity:
+@overload
+def live(name: Literal["averages"], surface: None = None, **options: Any) -> Averages: ...
+
+
+@overload
+def live(name: str, surface: Surface | None = None, **options: Any) -> LiveQuantity: ...
+
+
+def live(name: str, surface: Surface | None = None, **options: Any) -> LiveQuantity | Averages:
     """Make a sink that measures one quantity while the loop runs, with the same numbers as `measure` afterwards.
 
+    ``live("averages")`` sums every iterate instead (`Averages`), for the forecast of annealing.
+
     Args:
-        name: of the quantity.
-        surface: the loss surface.
-        **options: of the quantity.
+        name: of the quantity, or ``"averages"``.
+        surface: the loss surface; None where the quantity needs none.
+        **options: of the quantity; `blocks` and `width` of the averages.
 
     Returns:
         To be passed in ``Recorder(live=[...])``; its attribute `measured` holds what is known so far.
@@ -79,6 +90,10 @@ def live(name: str, surface: Surface | None, **options: Any) -> LiveQuantity:
         ArgumentError: an option that the quantity does not take, or a missing surface.
         UnknownNameError: a quantity that does not exist.
     """
+    if name == "averages":
+        if foreign := sorted(set(options) - {"blocks", "width"}):
+            raise ArgumentError(str(unknown("option of averages", foreign[0], ["blocks", "width"])))
+        return Averages(**options)
     entry = quantities[name]
     given = _share_options({name: entry}, options)[name]
     if "surface" in entry.needs and surface is None:

@@ -154,11 +154,16 @@ class Logarithmic(Part):
 
 
 class Recording(Part):
-    """Which points are offered to the quantities, and whether they are stored or rebuilt (`mode`)."""
+    """Which points are offered to the quantities, and whether they are stored or rebuilt (`mode`).
+
+    With `averages` every iterate is summed too, in at most so many blocks (an even number of at least 12; 64 serves every
+    forecast of annealing).
+    """
 
     snapshots: Annotated[Every | Bursts | Logarithmic, Field(discriminator="kind")] = Bursts(kind="bursts")
     mode: Literal["replay", "snapshots"] = "replay"
     keyframes: PositiveInt = 100
+    averages: Annotated[int, Field(ge=12, multiple_of=2)] | None = None
 
 
 class Start(Part):

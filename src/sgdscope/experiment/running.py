@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +18,14 @@ from sgdscope.errors import ArgumentError, NotAvailableError, StoreError
 from sgdscope.experiment.description import Bursts, Every, Experiment
 from sgdscope.experiment.loop import LOSSES, Loop, Loss, build_model, carries, load_data
 from sgdscope.experiment.replaying import HASH_COLUMNS, KEY_FRAMES, Replayer, fingerprint, split_hash
+from sgdscope.quantities.averages import Averages
 from sgdscope.recorder import Recorder, bursts, every, logarithmic
 from sgdscope.records import Record, Snapshot, StepBlock, Trajectory
 from sgdscope.stores.zarr import ZarrStore
 from sgdscope.surface import LossSurface
 
 Progress = Callable[[str, float], None]
+SUM = "averages_sum"  # of the block in progress, in a key frame
 SUBSET = 8192  # examples of the evaluation set: a fixed subset of 2048-8192 is the protocol proposed for the walk
 
 
@@ -187,6 +190,7 @@ def recorded(loop: Loop, path: Path, resumed: int | None = None) -> Generator[in
     experiment = loop.experiment
     named = FirstAndLast() if experiment.record.mode == "replay" else schedule(experiment)
     frames: dict[int, Record] = {}  # taken before the forward pass; the recorder asks when the optimizer steps
+    averages = None if experiment.record.averages is None else Averages(blocks=experiment.record.averages)
     continued = StoreEntry(_Continued, frozenset({"persistent"}))
     recorder = Recorder(
         path,
@@ -194,13 +198,16 @@ def recorded(loop: Loop, path: Path, resumed: int | None = None) -> Generator[in
         loop.optimizer,
         loss=loop.loss,
         snapshots=named,
+        live=[] if averages is None else [averages],
         resume="error" if resumed is None else "append",
         start_step=resumed,
         budget=_bytes(loop, named),
         settings=settings(experiment, loop),
         store=continued if resumed else "zarr",
-        keyframes=lambda step: frames.pop(step, None),
+        keyframes=lambda step: _with_sum(frames.pop(step, None), averages),
     )
+    if resumed and averages is not None:
+        _take_sum(averages, *ZarrStore.read_record(path, KEY_FRAMES, resumed))
     with recorder:
         for step in range(loop.step, loop.total):
             if step % experiment.record.keyframes == 0 and step != (resumed or None):
@@ -212,6 +219,20 @@ def recorded(loop: Loop, path: Path, resumed: int | None = None) -> Generator[in
             loop.optimizer.step()
             loop.step = step + 1
             yield loop.step
+
+
+def _with_sum(frame: Record | None, averages: Averages | None) -> Record | None:
+    """A key frame with the block of averages in progress, so that a run that was killed goes on with its sum."""
+    record = None if frame is None or averages is None else averages.unfinished()
+    if frame is None or record is None:
+        return frame
+    return replace(frame, arrays={**frame.arrays, SUM: record.arrays["sum"]}, meta={**frame.meta, SUM: dict(record.meta)})
+
+
+def _take_sum(averages: Averages, arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    """Take up the block in progress from a key frame."""
+    if SUM in arrays:
+        averages.take({"sum": arrays[SUM]}, meta[SUM])
 
 
 class FirstAndLast:
@@ -233,8 +254,9 @@ class FirstAndLast:
 def _bytes(loop: Loop, named: Callable[[int], bool]) -> int:
     """More bytes than the snapshots and key frames of a run can take."""
     vector = 8 * (loop.layout.size + loop.buffer_layout.size) + 65536
+    frame = loop.frame_vectors + (loop.experiment.record.averages is not None)
     kept = 2 + sum(2 for step in range(loop.total) if named(step))
-    return vector * (kept + loop.frame_vectors * (loop.total // loop.experiment.record.keyframes + 1))
+    return vector * (kept + frame * (loop.total // loop.experiment.record.keyframes + 1))
 
 
 class _Continued(ZarrStore):
@@ -257,6 +279,11 @@ class _Continued(ZarrStore):
         """Keep the points after the one that is there already."""
         if snapshot.step > self._kept:
             super().write_snapshot(snapshot)
+
+    def write_record(self, record: Record) -> None:
+        """Keep the records after those that are there already."""
+        if record.step > self._kept:
+            super().write_record(record)
 
 
 # --- many runs ---------------------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def decay(shape: str | Callable[[float], float] = "linear", *, floor: float = 0.
     S = integral_0^1 (floor + (1 - floor) s(f)) df by the midpoint rule, f the share of the decay that is done.
 
     Args:
-        shape: ``"linear"``, ``"cosine"`` (S = 1/2), ``"sqrt"`` (1 - sqrt f, S = 1/3), ``"hold"`` (at once to the floor, S = floor),
+        shape: ``"linear"``, ``"cosine"`` (S = 1/2), ``"sqrt"`` (1 - sqrt f, S = 1/3), ``"hold"`` (S = floor),
             or s: f -> share above the floor in 0..1.
         floor: LR / LR_now that is left in the end, 0 <= floor < 1.
 
@@ -133,7 +133,7 @@ class Prediction:
     half_width: Array
 
 
-def predict(losses: ArrayLike, now: ArrayLike, *, step: float, width: float, decay: Decay = Decay(0.5, 0.0)) -> Prediction:  # ruff: ignore[function-call-in-default-argument] (immutable)
+def predict(losses: ArrayLike, now: ArrayLike, *, step: float, width: float, decay: Decay = Decay(0.5, 0.0)) -> Prediction:
     """Predict the loss after a decay over the next `width` steps, the law of extrapolation chosen by hindcast.
 
     C, B_1 = A and B_0 = B are the losses at the averages over (T - 3N, T - 2N], (T - 2N, T - N] and (T - N, T], centres t_C, t_A,
@@ -176,7 +176,8 @@ def predict(losses: ArrayLike, now: ArrayLike, *, step: float, width: float, dec
 
 def _shares(weights: Array) -> Array:
     total = weights.sum(-1, keepdims=True)
-    return np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
+    shares: Array = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
+    return shares
 
 
 def _weighted(values: Array, weights: Array) -> Array:

@@ -142,6 +142,8 @@ class Recorder:
         self._last_point = start  # kept below unless it is unknown whether the record's last step led here
         self._found_inf: Tensor | None = None
         self._live.begin(self._header, self._params[0].device)
+        if run is not None:
+            self._live.go_on(kind, path, start)
         self.store = kind(path, resume=resume, start_step=start if run is not None else start_step)
         self.store.begin(self._header)
         self._writer = Writer(self.store, f"the {kind.__name__}", inline="persistent" not in entry.capabilities)
@@ -324,10 +326,16 @@ class Recorder:
             self._groups.refresh()
             self._scalars.regroup(self._groups.of_param)
         if self._rows or self._step > self._start:
-            self._scalars.read_point()
+            self._read_iterate()
         self._rows.append(Row(self._step, self._groups.lrs()))
         self._scalars.start_gradient()
         self._found_inf = None
+
+    def _read_iterate(self) -> None:
+        """Read the point to which an update led."""
+        self._scalars.read_point()
+        for record in self._live.iterate(self._step, self._scalars.theta):
+            self._writer.put(record)
 
     def _take(self, optimizer: Optimizer) -> None:
         """The gradients that an optimizer is about to use, as they are at theta_t."""
@@ -447,7 +455,7 @@ class Recorder:
             if self._open:
                 del self._rows[-1:]
             elif self._rows:
-                self._scalars.read_point()
+                self._read_iterate()
                 self._scalars.start_gradient()
                 last = len(self._rows) - 1
                 lrs, residual = self._rows[last].lrs, self._needs_residual()
@@ -457,6 +465,8 @@ class Recorder:
             self._send()
             if self._step != self._last_point:
                 self._keep_point(self._step)
+            for record in self._live.last_records():
+                self._writer.put(record)
             self._live.feed()
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sgdscope.recorder.quiet import same_randomness, unseen
-from sgdscope.records import Header, Record, Sink, Snapshot, StepBlock
+from sgdscope.records import Header, Iterates, Record, Sink, Snapshot, StepBlock
 
 MOST_ITEMS = 16  # snapshots and records that wait for the sinks
 MOST_BYTES = 16 * 10**6
@@ -24,6 +26,7 @@ class LiveSinks:
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self.sinks, self._device = list(sinks), torch.device("cpu")
+        self._takers = [sink for sink in self.sinks if isinstance(sink, Iterates)]
         self._waiting: list[Snapshot | Record] = []
         self._bytes = 0
 
@@ -54,6 +57,36 @@ class LiveSinks:
             with self._guarded():
                 for sink in self.sinks:
                     sink.begin(header)
+
+    def go_on(self, store: type[Any], path: Any, start: int) -> None:
+        """Give the sinks that take iterates what they kept with the run that is gone on with.
+
+        Args:
+            store: class of the store.
+            path: of the run.
+            start: number of the next update; what was kept of later ones is dropped.
+        """
+        for sink in self._takers:
+            steps = [step for step in store.record_steps(path, sink.kind) if step < start]
+            sink.go_on(Record(sink.kind, step, *store.read_record(path, sink.kind, step)) for step in steps)
+
+    def iterate(self, step: int, theta: Tensor) -> Iterator[Record]:
+        """Show a point to the sinks that take iterates.
+
+        Args:
+            step: its number.
+            theta: [P], on its device.
+
+        Yields:
+            Records to be kept.
+        """
+        for sink in self._takers:
+            if (record := sink.write_iterate(step, theta)) is not None:
+                yield record
+
+    def last_records(self) -> list[Record]:
+        """What the sinks that take iterates have not given yet."""
+        return [record for sink in self._takers if (record := sink.last_record()) is not None]
 
     def put(self, item: Snapshot | Record) -> None:
         """Let a point or a batch wait for the next feeding."""

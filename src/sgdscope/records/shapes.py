@@ -6,10 +6,10 @@ gradient t. n consecutive updates have n + 1 snapshots.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import xarray as xr
@@ -110,7 +110,7 @@ class Record:
     """Named arrays that belong to one step: its batch, or a key frame for replay.
 
     Attributes:
-        kind: ``"batches"`` or ``"keyframes"``.
+        kind: ``"batches"``, ``"keyframes"`` or ``"averages"``.
         step: t.
         arrays: name -> array of a plain numeric dtype.
         meta: JSON types only.
@@ -146,6 +146,28 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Finish; idempotent."""
+
+
+@runtime_checkable
+class Iterates(Protocol):
+    """A live sink that also takes every point to which an update led, not only those that are kept.
+
+    Its calls happen in every update: they draw no random numbers, take no gradients, and leave theta alone.
+
+    Attributes:
+        kind: of the records that it gives, to be kept with the run beside its budget of snapshots.
+    """
+
+    kind: str
+
+    def write_iterate(self, step: int, theta: Tensor) -> Record | None:
+        """Take theta_step [P], on its device; it is overwritten later. A record that is given back is kept."""
+
+    def last_record(self) -> Record | None:
+        """What is not in a record yet, when the recorder closes."""
+
+    def go_on(self, records: Iterable[Record]) -> None:
+        """Take up the records of a run that is gone on with, ascending, before the first point."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +237,31 @@ class Surface(Protocol):
 
     def losses(self, theta: Tensor, buffers: Mapping[str, Tensor] | None = None) -> Tensor:
         """The loss of each example [N], float64 (of each batch where no per-example losses exist)."""
+
+    def per_example_grads(
+        self,
+        theta: Tensor,
+        indices: Sequence[int] | Tensor | None = None,
+        buffers: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """The gradient of each example, or of those named in their order, [n, P]."""
+
+    def gradient_chunks(
+        self,
+        theta: Tensor,
+        indices: Sequence[int] | Tensor | None = None,
+        buffers: Mapping[str, Tensor] | None = None,
+    ) -> Iterator[Tensor]:
+        """The same rows in order, a chunk [c, P] at a time."""
+
+    def weighted_grad(
+        self,
+        theta: Tensor,
+        weights: Tensor,
+        indices: Sequence[int] | Tensor | None = None,
+        buffers: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """sum_j w_j grad l_j(theta) [P] over the examples, or those named, with weights [n]."""
 
     def along(
         self,
