@@ -7,9 +7,9 @@ import pytest
 
 ROWS = [
     {"errors"},
-    {"vector", "statistics", "curves"},
+    {"vector", "statistics", "curves", "privacy"},
     {"records", "surface", "spectra", "theory"},
-    {"contracts", "landscapes", "datasets", "models", "files", "directions", "bodies"},
+    {"contracts", "landscapes", "datasets", "models", "files", "directions", "bodies", "replicas"},
     {"stores"},
     {"recorder", "walkers", "ensembles", "quantities"},
     {"experiment", "measure"},

@@ -31,9 +31,11 @@ def loss(model, x):
 
 
 def walk(model, optimizer, xs):
-    for x in xs:
+    for number, x in enumerate(xs):
         optimizer.zero_grad()
         loss(model, x).backward()
+        if hasattr(optimizer, "use"):
+            optimizer.use([number])
         optimizer.step()
     return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 

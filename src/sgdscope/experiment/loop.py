@@ -207,6 +207,9 @@ class Loop:
             self._enter(phase)
         for group in self._walker.param_groups:
             group["lr"] = self.lr(self.step)
+        if (use := getattr(self._walker, "use", None)) is not None:  # it accounts for the examples that it sees
+            number, update = self.place(self.step)
+            use(self.orders[number].indices(update).tolist())
         return self.batch(self.step)
 
     def advance(self) -> None:

@@ -1,0 +1,165 @@
+"""Noise that makes one gradient eps-differentially private: the gamma-norm mechanism for L2, Laplace's for L1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sgdscope.errors import ArgumentError
+
+Norm = Literal["l2", "l1"]
+NORMS: dict[str, int] = {"l2": 2, "l1": 1}
+
+
+def _positive(name: str, value: float, *, finite: bool = True) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0 or (finite and not math.isfinite(value)):
+        raise ArgumentError(f"{name}: expected a {'finite ' if finite else ''}number > 0, got {value!r}")
+    return float(value)
+
+
+def order(norm: str) -> int:
+    """The order of a norm.
+
+    Args:
+        norm: ``"l2"`` or ``"l1"``.
+
+    Returns:
+        2 or 1.
+
+    Raises:
+        ArgumentError: another norm; the box noise of the released code for Linf is no private mechanism.
+    """
+    if norm not in NORMS:
+        raise ArgumentError(f"norm: expected 'l2' (gamma-norm noise) or 'l1' (Laplace noise), got {norm!r}")
+    return NORMS[norm]
+
+
+def sensitivity(clip: float, batch: int = 1) -> float:
+    """How far the mean gradient of a batch can move when one of its records is replaced: 2 clip / batch.
+
+    Args:
+        clip: the largest norm of one record's gradient, > 0.
+        batch: number of records, >= 1.
+
+    Returns:
+        In the norm of `clip`.
+
+    Raises:
+        ArgumentError: out of range.
+    """
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise ArgumentError(f"batch: expected a whole number of records >= 1, got {batch!r}")
+    return 2 * _positive("clip", clip) / batch
+
+
+def clipped(gradient: Tensor, clip: float, norm: str = "l2") -> Tensor:
+    """Scale one record's gradient down to a norm of at most `clip`: g min(1, clip / |g|).
+
+    Args:
+        gradient: [d], of one record; the mean over several records must not be clipped in place of theirs.
+        clip: > 0; infinity leaves the gradient as it is.
+        norm: ``"l2"`` or ``"l1"``.
+
+    Returns:
+        [d]; the gradient itself where it is short enough.
+
+    Raises:
+        ArgumentError: out of range, or the gradient is not finite.
+    """
+    length = float(torch.linalg.vector_norm(gradient, order(norm), dtype=torch.float64))
+    if not math.isfinite(length):
+        raise ArgumentError("gradient: expected finite numbers, got NaN or infinity; a lower learning rate may help")
+    return gradient if length <= _positive("clip", clip, finite=False) else gradient * (clip / length)
+
+
+def gamma_noise(size: int, scale: float, generator: torch.Generator) -> Tensor:
+    """Noise of density proportional to exp(-|z|_2 / scale) in `size` dimensions.
+
+    z = r u, u uniform on the sphere, r ~ Gamma(size, scale): as many exponentials as dimensions added. E|z| = size scale; each
+    coordinate has mean 0 and variance (size + 1) scale^2. A scalar Laplace length in place of r, as in the released code, has
+    the right ratio bound in one dimension only.
+
+    Args:
+        size: d >= 1.
+        scale: sensitivity / eps, > 0.
+        generator: on the CPU.
+
+    Returns:
+        [d], float64.
+
+    Raises:
+        ArgumentError: out of range.
+
+    Cost: 2 d draws.
+    Source: Song, Chaudhuri & Sarwate 2013; specification, section 4, warning (i).
+    """
+    _positive("size", size)
+    length = -torch.log1p(-torch.rand(size, generator=generator, dtype=torch.float64)).sum()
+    direction = torch.randn(size, generator=generator, dtype=torch.float64)
+    stretched: Tensor = direction * (_positive("scale", scale) * length / torch.linalg.vector_norm(direction))
+    return stretched
+
+
+def laplace_noise(size: int, scale: float, generator: torch.Generator) -> Tensor:
+    """Noise of density proportional to exp(-|z|_1 / scale): a Laplace number for each coordinate, variance 2 scale^2.
+
+    Args:
+        size: d >= 1.
+        scale: sensitivity / eps, > 0.
+        generator: on the CPU.
+
+    Returns:
+        [d], float64.
+
+    Raises:
+        ArgumentError: out of range.
+
+    Source: Dwork, McSherry, Nissim & Smith 2006.
+    """
+    _positive("size", size)
+    draws = -torch.log1p(-torch.rand(2, size, generator=generator, dtype=torch.float64))
+    return (draws[0] - draws[1]) * _positive("scale", scale)
+
+
+_NOISE: dict[str, Callable[[int, float, torch.Generator], Tensor]] = {"l2": gamma_noise, "l1": laplace_noise}
+
+
+def noise(size: int, scale: float, generator: torch.Generator, norm: str = "l2") -> Tensor:
+    """Noise for a query of d numbers whose sensitivity is measured in a norm.
+
+    The double-precision numbers are not hardened against attacks on their last bits (Mironov 2012).
+
+    Args:
+        size: d >= 1.
+        scale: sensitivity / eps, > 0.
+        generator: on the CPU.
+        norm: ``"l2"`` for `gamma_noise`, ``"l1"`` for `laplace_noise`.
+
+    Returns:
+        [d], float64.
+    """
+    order(norm)
+    return _NOISE[norm](size, scale, generator)
+
+
+def log_ratio(z: Tensor, shift: Tensor, scale: float, norm: str = "l2") -> Tensor:
+    """The logarithm of the density of the noise at z over that at z + shift: (|z + shift| - |z|) / scale.
+
+    By the triangle inequality within -+ |shift| / scale, so within -+ eps where |shift| is at most the sensitivity.
+
+    Args:
+        z: [..., d].
+        shift: [d] or [..., d], by how much a record moves the query.
+        scale: of the noise.
+        norm: of the noise.
+
+    Returns:
+        [...].
+    """
+    p = order(norm)
+    further: Tensor = torch.linalg.vector_norm(z + shift, p, dim=-1) - torch.linalg.vector_norm(z, p, dim=-1)
+    return further / _positive("scale", scale)
