@@ -81,6 +81,12 @@ class Scaled:
     def per_example_grads(self, theta, indices=None, buffers=None):
         return self.factor * self.surface.per_example_grads(theta, indices)
 
+    def gradient_chunks(self, theta, indices=None, buffers=None):
+        return (self.factor * rows for rows in self.surface.gradient_chunks(theta, indices))
+
+    def weighted_grad(self, theta, weights, indices=None, buffers=None):
+        return self.factor * self.surface.weighted_grad(theta, weights, indices)
+
     def along(self, theta, direction, alphas, buffers=None):
         line = self.surface.along(theta, direction, alphas)
         return replace(line, values=self.factor * line.values, samples=self.factor * line.samples)

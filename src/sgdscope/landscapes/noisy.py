@@ -104,10 +104,8 @@ class NoisyQuadratic(Landscape):
         """The loss of each example, [N]."""
         return self._pulls(theta)[0]
 
-    def per_example_grads(self, theta: Tensor, indices: Tensor | None = None, buffers: Buffers = None) -> Tensor:
-        """The gradient of each example, or of those named, [N, P]."""
-        gradients = self._pulls(theta)[1]
-        return gradients if indices is None else gradients[torch.as_tensor(indices)]
+    def _gradients(self, theta: Tensor) -> Tensor:
+        return self._pulls(theta)[1]
 
     def hessian(self, theta: Tensor) -> Tensor:
         """The mean Hessian, a copy."""
@@ -177,9 +175,8 @@ class Noisy(Landscape):
         """The loss of each example, [N]."""
         return self.surface.value(theta) + self.pulls @ (self._point(theta) - self._start)
 
-    def per_example_grads(self, theta: Tensor, indices: Tensor | None = None, buffers: Buffers = None) -> Tensor:
-        """The gradient of each example, or of those named, [N, P]."""
-        return self.surface.value_and_grad(theta)[1] + (self.pulls if indices is None else self.pulls[torch.as_tensor(indices)])
+    def _gradients(self, theta: Tensor) -> Tensor:
+        return self.surface.value_and_grad(theta)[1] + self.pulls
 
     def hessian(self, theta: Tensor) -> Tensor:
         """That of the surface."""
@@ -235,9 +232,8 @@ class Moved(Landscape):
         """The loss of each example, [N]."""
         return self.scale * self.surface.losses(self.inside(theta))
 
-    def per_example_grads(self, theta: Tensor, indices: Tensor | None = None, buffers: Buffers = None) -> Tensor:
-        """The gradient of each example, or of those named, [N, P]."""
-        return self.scale * (self.surface.per_example_grads(self.inside(theta), indices) @ self.rotation.T)
+    def _gradients(self, theta: Tensor) -> Tensor:
+        return self.scale * (self.surface._gradients(self.inside(theta)) @ self.rotation.T)
 
     def hessian(self, theta: Tensor) -> Tensor:
         """The exact Hessian of the mean loss, [P, P]."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -134,9 +134,33 @@ class Landscape(ABC):
         value, gradient = self.value_and_grad(theta, buffers)
         return Dense(value, gradient, self.hessian(theta))
 
-    def per_example_grads(self, theta: Tensor, indices: Tensor | None = None, buffers: Buffers = None) -> Tensor:
-        """The gradient of each example (of those named), [N, P]; one row where there is no noise."""
-        return self.value_and_grad(theta, buffers)[1][None]
+    def _gradients(self, theta: Tensor) -> Tensor:
+        """The gradient of each example, [N, P]; one row where there is no noise."""
+        return self.value_and_grad(theta)[1][None]
+
+    def per_example_grads(self, theta: Tensor, indices: Sequence[int] | Tensor | None = None, buffers: Buffers = None) -> Tensor:
+        """The gradient of each example, or of those named in their order, [n, P]; one row where there is no noise."""
+        if indices is None:
+            return self._gradients(theta)
+        chosen = self.rows(indices)
+        return self.on_batch(chosen)._gradients(theta).expand(len(chosen), -1).clone()
+
+    def gradient_chunks(
+        self, theta: Tensor, indices: Sequence[int] | Tensor | None = None, buffers: Buffers = None
+    ) -> Iterator[Tensor]:
+        """The rows of `per_example_grads`, at most 1024 at a time."""
+        yield from torch.split(self.per_example_grads(theta, indices), 1024)
+
+    def weighted_grad(
+        self, theta: Tensor, weights: Tensor, indices: Sequence[int] | Tensor | None = None, buffers: Buffers = None
+    ) -> Tensor:
+        """Sum the gradients of the examples, or of those named, with weights [n] of any sign: [P]."""
+        rows, values = self.per_example_grads(theta, indices), torch.as_tensor(weights).detach().to("cpu", torch.float64)
+        if values.shape != rows.shape[:1] or not bool(torch.isfinite(values).all()):
+            raise ArgumentError(
+                f"weights: expected {len(rows)} finite numbers, one for each example, got shape {tuple(values.shape)}"
+            )
+        return values @ rows
 
     def along(
         self,

@@ -140,6 +140,32 @@ class Batches:
         leaves = iter([torch.cat([torch.as_tensor(part) for part in column]) for column in columns])
         return map_tensors(lambda _: next(leaves), self.items[0])
 
+    def taken(self, rows: Tensor) -> Any:
+        """Take examples out of the batches, without joining all of them.
+
+        Args:
+            rows: int64, which examples, in the wanted order; one may come twice.
+
+        Returns:
+            A batch of as many examples.
+        """
+        ends = torch.cumsum(torch.tensor([size or 0 for size in self.sizes]), 0)
+        rows = rows.cpu()
+        home = torch.searchsorted(ends, rows, right=True)
+        parts = [
+            (torch.nonzero(home == b).flatten(), self.items[b], int(ends[b]) - (self.sizes[b] or 0))
+            for b in torch.unique(home).tolist()
+        ]
+        columns = zip(*([torch.as_tensor(leaf) for leaf in arrays(item)] for _, item, _ in parts), strict=True)
+        leaves = []
+        for column in columns:
+            out = column[0].new_empty(len(rows), *column[0].shape[1:])
+            for (where, _, start), leaf in zip(parts, column, strict=True):
+                out[where.to(out.device)] = leaf[(rows[where] - start).to(leaf.device)]
+            leaves.append(out)
+        following = iter(leaves)
+        return map_tensors(lambda _: next(following), parts[0][1])
+
     def recut(self, size: int, rows: Tensor | None = None) -> Batches:
         """Cut the same examples, or some of them, into other batches; the weights are their numbers of examples.
 
@@ -150,9 +176,7 @@ class Batches:
         Returns:
             ceil(N / size) batches.
         """
-        whole = self.joined()
-        if rows is not None:
-            whole = map_tensors(lambda t: t[rows.to(t.device)], whole)
+        whole = self.joined() if rows is None else self.taken(rows)
         n = leading(whole) or 0
         ends = np.linspace(0, n, math.ceil(n / size) + 1).round().astype(int)
         pieces = [map_tensors(lambda t, a=a, b=b: t[a:b], whole) for a, b in pairwise(ends)]  # type: ignore[misc]  # default arguments

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -14,23 +14,23 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sgdscope.errors import ArgumentError, DataError
+from sgdscope.errors import ArgumentError
 from sgdscope.records import Line
 from sgdscope.surface.construction import LARGEST_BATCH, STATISTICS_BATCH, BatchNorm, batch_size, check_arguments
-from sgdscope.surface.data import Batches, Weight, at_least_two, collect, count, cut, leading, map_tensors
+from sgdscope.surface.data import Batches, Weight, at_least_two, collect, count, cut, leading
 from sgdscope.surface.examples import Way, decide, losses_of
-from sgdscope.surface.private import Loss, Mode, PrivateModel, undisturbed
+from sgdscope.surface.gradients import ExampleGradients, Parting
+from sgdscope.surface.points import Buffers
+from sgdscope.surface.private import Loss, PrivateModel, undisturbed
 from sgdscope.surface.products import Linearized
 from sgdscope.surface.proof import SEED, generic_point, lay_out, prove
 from sgdscope.surface.twins import Twins
 from sgdscope.surface.units import THRESHOLDS, Saturation, saturation_of
 
-Buffers = Mapping[str, Tensor]
-
 PROOF_EXAMPLES = 8  # few, so that few kinks of ReLUs lie within a step of the differences, and the proof is cheap
 
 
-class LossSurface:
+class LossSurface(ExampleGradients):
     """The mean loss of a data set as a function of theta, on a private copy of the model.
 
     L(theta) = sum_b w_b l_b(theta) / sum_b w_b + (weight_decay / 2) |theta|^2, where l_b is the loss of batch b in the
@@ -91,7 +91,7 @@ class LossSurface:
     ) -> None:
         check_arguments(model, loss, batchnorm, dtype, weight_decay, memory)
         examples = count(data)
-        self._batchnorm: BatchNorm = batchnorm
+        self._batchnorm = batchnorm
         self._dtype, self._decay, self._group = dtype, float(weight_decay), group
         self._way: Way | None = None
         self._hash: str | None = None
@@ -109,13 +109,10 @@ class LossSurface:
             first = self._batches.items[0] if examples is None else self._adopt(cut(data, PROOF_EXAMPLES)[0])
             self._proof = prove(self._net, first, leading(first), self._mode)
             self._twins = Twins(self._net, first, cut=examples is not None and weight is None)
+            self._parting = Parting(self._net, first)
             self._format = lay_out(self._net, first, leading(first), self._mode)
 
     # --- construction ---------------------------------------------------------------------------------------------------
-
-    @property
-    def _mode(self) -> Mode:
-        return "batch" if self._batchnorm == "batch" else "eval"
 
     def _size(self, data: Any, examples: int, memory: int | None) -> int:
         if self._batchnorm == "batch" and memory is None:
@@ -123,70 +120,6 @@ class LossSurface:
         probe = self._adopt(cut(data, 32)[0])
         largest = STATISTICS_BATCH if self._batchnorm == "batch" else LARGEST_BATCH
         return min(largest, batch_size(self._net, probe, min(32, examples), memory, self._mode))
-
-    def _adopt(self, batch: Any) -> Any:
-        """Copy a batch to the surface's device and, floating point parts, to its dtype."""
-
-        def move(tensor: Tensor) -> Tensor:
-            dtype = self._dtype if self._dtype is not None and tensor.is_floating_point() else tensor.dtype
-            return tensor.detach().to(self._net.device, dtype, copy=True)
-
-        return map_tensors(move, batch)
-
-    def _sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Add up over the process group."""
-        if self._group is None:
-            return values
-        total = torch.from_numpy(values).to(self._net.device)
-        dist.all_reduce(total, group=self._group)
-        return np.asarray(total.cpu())
-
-    def _gather(self, value: Any) -> list[Any]:
-        """The value of every process, in their order."""
-        if self._group is None:
-            return [value]
-        values: list[Any] = [None] * dist.get_world_size(self._group)
-        dist.all_gather_object(values, value, group=self._group)
-        return values
-
-    def _count(self) -> int | None:
-        counts = self._gather(self._batches.examples)
-        return sum(counts) if None not in counts else None
-
-    # --- points -----------------------------------------------------------------------------------------------------------
-
-    def _vector(self, values: Tensor, argument: str) -> Tensor:
-        """A vector of the user's, checked, in float64 on the surface's device."""
-        if not isinstance(values, Tensor) or not values.is_floating_point():
-            kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
-            raise ArgumentError(f"{argument}: expected a floating point tensor of shape ({self.layout.size},), got {kind}")
-        if values.shape != (self.layout.size,):
-            raise ArgumentError(
-                f"{argument}: expected shape ({self.layout.size},), {len(self.layout.names)} parameters in one vector, "
-                f"got {tuple(values.shape)}"
-            )
-        return values.detach().to(self._net.device, torch.float64)
-
-    def _state(self, buffers: Buffers | None) -> Buffers:
-        """The buffers of a point, checked; those of the model at construction where none are given."""
-        if not buffers:
-            return self._net.start_buffers
-        self._net.buffer_layout.check({name: tuple(b.shape) for name, b in buffers.items()}, "buffers")
-        return buffers
-
-    def _place(self, point: Tensor, buffers: Buffers) -> None:
-        """Put the private model at a point, in its mode."""
-        self._net.write(point)
-        self._net.write_buffers(buffers)
-        if self._batchnorm == "recalibrate" and self._net.normalised:
-            self._net.recalibrate(self._batches, self._total, self._group)
-        self._net.set_mode(self._mode)
-
-    def _penalty(self, point: Tensor) -> float:
-        """(weight_decay / 2) |theta|^2, theta rounded as the parameters are."""
-        if self._decay == 0:
-            return 0.0
-        return 0.5 * self._decay * float(point.to(self.layout.storage_dtype).double().square().sum())
 
     def _sweep(self, point: Tensor, buffers: Buffers, way: Way) -> tuple[float, NDArray[np.float64]]:
         """The value at a point and the losses [M] of the units: examples, or batches where the way is ``"batches"``."""
@@ -397,18 +330,6 @@ class LossSurface:
             evaluations=len(grid) * (2 if self._batchnorm == "recalibrate" and self._net.normalised else 1),
         )
 
-    def _between(self, pair: tuple[Buffers, Buffers] | None, alpha: float) -> Buffers:
-        """The buffers at alpha on the segment."""
-        if pair is None:
-            return self._net.start_buffers
-        share = min(max(alpha, 0.0), 1.0)
-        return {
-            name: torch.lerp(pair[0][name].double(), pair[1][name].double(), share)
-            if pair[0][name].is_floating_point()
-            else pair[int(share >= 0.5)][name]
-            for name in self._net.buffer_layout.names
-        }
-
     def on_batch(self, batch: Any) -> LossSurface:
         """The same surface on one batch in training mode: BatchNorm on the batch's own statistics, dropout off, no weights.
 
@@ -463,14 +384,6 @@ class LossSurface:
         other._examples = other._batches.examples
         at_least_two(other._examples)
         return other
-
-    def _subset(self, indices: Sequence[int] | Tensor, at_most: int) -> Batches:
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
-        if self._examples is None or self._group is not None or not self._twins.cut:
-            raise DataError("data: they were given in batches; pass a Dataset or tensors, so that single examples can be taken")
-        if chosen.ndim != 1 or not len(chosen) or int(chosen.min()) < 0 or int(chosen.max()) >= self._examples:
-            raise ArgumentError(f"indices: expected numbers in [0, {self._examples}), at least one, got {indices!r}")
-        return self._batches.recut(at_most, chosen)
 
     def fingerprint(self) -> dict[str, Any]:
         """Describe what is measured on.
