@@ -287,14 +287,14 @@ def test_local_sgd_averages_every_period_of_the_fastest():
         pull(theta)
         ensemble.step(active)
     # after two updates of member 0: 2 and 4 with weights 2/3 and 1/3 -> 8/3 for both; then member 0 halves it
-    assert float(theta[0]) == pytest.approx(4 / 3)
-    assert float(theta[1]) == pytest.approx(8 / 3)
+    assert theta[0].item() == pytest.approx(4 / 3)
+    assert theta[1].item() == pytest.approx(8 / 3)
     found = ensemble.combine()
     assert found.weights == pytest.approx((2 / 3, 1 / 3))  # 1 update since against 0
     assert float(found.theta) == pytest.approx(2 / 3 * 4 / 3 + 1 / 3 * 8 / 3)
     assert ensemble.workloads == [3, 1]
     ensemble.synchronise()
-    assert [float(p) for p in theta] == pytest.approx([16 / 9] * 2)
+    assert [p.item() for p in theta] == pytest.approx([16 / 9] * 2)
     assert float(ensemble.combine().theta) == pytest.approx(16 / 9)
 
 
@@ -306,7 +306,7 @@ def test_asynchronous_updates_count_by_their_staleness(scheme, weight):
         ensemble.step(active)
     # member 0 halves the centre twice, 8 -> 4 -> 2; member 1 saw 8 two updates ago and brings -4
     assert float(ensemble.combine().theta) == pytest.approx(2 - 4 * weight)
-    assert float(theta[1]) == pytest.approx(2 - 4 * weight)
+    assert theta[1].item() == pytest.approx(2 - 4 * weight)
     assert theta[0].tolist() == [2.0]
     assert ensemble.combine().weights == pytest.approx((2 / 3, 1 / 3))
 
