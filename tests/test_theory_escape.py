@@ -110,7 +110,7 @@ def _nested(ratio, alpha):
         return integral(lambda z: math.exp(-phi(z)) * noise(z) ** (alpha - 1), ends, 1e-9)
 
     ends = [-1, -C, -0.2, 0.2, C, 1]
-    pieces = zip(ends, ends[1:], strict=False)
+    pieces = pairwise(ends)
     return sum(
         quad(lambda y: math.exp(phi(y)) * noise(y) ** -alpha * inner(y), a, b, epsabs=0, epsrel=1e-7)[0] for a, b in pieces
     )
@@ -388,5 +388,5 @@ def test_wrong_arguments_of_the_escapes():
         theory.mean_passage_time(pull, 0.1, -1.0, 1.0, wall=0.0)
     with pytest.raises(ArgumentError, match="expected D > 0 and a finite gradient"):
         theory.mean_passage_time(pull, lambda x: np.abs(x) - 0.5, -1.0, 1.0, wall=-3.0)
-    with pytest.raises(ArgumentError, match="move the wall nearer"):
+    with pytest.raises(ArgumentError, match="move the ends nearer"):
         theory.mean_passage_time(pull, 1e-6, -1.0, 1.0, wall=-9.0)

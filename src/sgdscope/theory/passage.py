@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import numpy as np
 
 from sgdscope.errors import ArgumentError
 from sgdscope.theory.inputs import Array, choice
 from sgdscope.theory.prediction import Time
+from sgdscope.theory.quadrature import Function, gauss, panels
 
 READINGS = {"ito": 0.0, "stratonovich": 0.5, "isothermal": 1.0}  # where in a step the noise is taken: its start, middle, end
-NODES = 8  # of Gauss-Legendre a panel
-CHANGE = 0.5  # of Phi over a panel, so that exp(-Phi) is a polynomial of degree 7 to 1e-12
-LEAST, MOST = 200, 200_000  # panels
-SAMPLES = 4001  # of |Phi'|, to lay out the panels
-
-Function = Callable[[Array], Array]
 
 
 def mean_passage_time(
@@ -74,7 +68,7 @@ def mean_passage_time(
         _usable(side * u, noise, pull)
         return pull / noise, np.log(noise)
 
-    edges = _panels(lambda u: slopes(u)[0], points, [side * float(b) for b in breaks])
+    edges = panels(lambda u: slopes(u)[0], points, [side * float(b) for b in breaks])
     return Time(_log_time(slopes, edges, points[1], alpha), convention)
 
 
@@ -87,25 +81,8 @@ def _usable(x: Array, noise: Array, pull: Array) -> None:
         )
 
 
-def _panels(slope: Function, points: list[float], breaks: list[float]) -> Array:
-    """Edges of panels over each of which Phi changes by at most about `CHANGE`."""
-    inner = [b for b in breaks if points[0] < b < points[2]]
-    edges = []
-    for low, high in pairwise(sorted({*points, *inner})):
-        middle = (np.arange(SAMPLES) + 0.5) / SAMPLES * (high - low) + low
-        steep = np.abs(slope(middle)) * (high - low) / SAMPLES
-        total = float(steep.sum())
-        if not total < MOST * CHANGE:
-            raise ArgumentError(f"gradient: L' / D changes by {total:.3g} between {low:.6g} and {high:.6g}; move the wall nearer")
-        count = max(LEAST, math.ceil(total / CHANGE))
-        grown = np.concatenate([[0.0], np.cumsum(steep + max(total, 1.0) / SAMPLES)])  # half by change, half by length
-        ladder = np.linspace(low, high, SAMPLES + 1)
-        edges.append(np.interp(np.linspace(0, grown[-1], 2 * count + 1), grown, ladder)[:-1])
-    return np.concatenate([*edges, [points[2]]])
-
-
 def _log_time(slopes: Callable[[Array], tuple[Array, Array]], edges: Array, start: float, alpha: float) -> float:
-    nodes, weights, running = _gauss()
+    nodes, weights, running = gauss()
     half = np.diff(edges)[:, None] / 2
     steep, log_noise = slopes(edges[:-1, None] + half * (nodes + 1))
     climbed = half * (steep @ running.T)  # Phi at the nodes less Phi at the left edge of the panel
@@ -116,14 +93,3 @@ def _log_time(slopes: Callable[[Array], tuple[Array, Array]], edges: Array, star
     inner = np.logaddexp(before, np.log(half * (inside @ running.T)) - left)
     outer = climbed + left + inner - alpha * log_noise + np.log(half * weights)
     return float(np.logaddexp.reduce(outer[edges[:-1] >= start].ravel()))
-
-
-def _gauss() -> tuple[Array, Array, Array]:
-    """Nodes and weights on [-1, 1], and the matrix that integrates from -1 to each node."""
-    nodes, weights = np.polynomial.legendre.leggauss(NODES)
-    at = np.polynomial.legendre.legvander(nodes, NODES)  # [node, degree]
-    degree = np.arange(1, NODES)
-    integral = np.empty((NODES, NODES))
-    integral[:, 0] = nodes + 1
-    integral[:, 1:] = (at[:, 2:] - at[:, :-2]) / (2 * degree + 1)
-    return nodes, weights, integral @ (at[:, :NODES] * weights[:, None] * (2 * np.arange(NODES) + 1) / 2).T
