@@ -416,6 +416,18 @@ def test_a_diverging_run_goes_on_and_says_so(shape):
     assert walker.measured_trace == kept or math.isnan(kept)
 
 
+def test_where_products_overflow_the_last_directions_stay(monkeypatch):
+    model = network()
+    walker = shaped(model, "hessian")
+    walk(model, walker, 1)
+    kept = walker.eigenvalues.clone()
+    monkeypatch.setattr("sgdscope.surface.products.Linearized.hvp", lambda self, v: v * math.inf)
+    walk(model, walker, 1)
+    assert walker.outcome is Outcome.not_applicable
+    assert torch.equal(walker.eigenvalues, kept)
+    assert torch.isfinite(flat(model)).all()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

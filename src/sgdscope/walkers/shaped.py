@@ -54,6 +54,12 @@ def _choice(name: str, value: Any, known: tuple[str, ...]) -> None:
         raise ArgumentError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
 
 
+def _finite(vector: Tensor) -> Tensor:
+    if not bool(vector.isfinite().all()):
+        raise FloatingPointError
+    return vector
+
+
 def _names(base: Optimizer, model: nn.Module, layout: Layout) -> list[str]:
     """The name of each parameter of the base, in the order of its groups; they must be those of the surface."""
     known = {id(p): name for name, p in inner_module(model).named_parameters()}
@@ -78,13 +84,12 @@ class _Disturbed(Optimizer):
         self._examples = int(surface.fingerprint()["examples"])
         if self._examples < 2:
             raise ArgumentError(f"surface: expected at least 2 examples, got {self._examples}; one example makes no noise")
-        self._model, self._surface = model, surface
+        self._model, self._surface, self._update = model, surface, 0
         self._index = {name: number for number, name in enumerate(_names(base, model, self._layout))}
         own = dict(inner_module(model).named_parameters())
         self._params = {name: own[name] for name in self._layout.names}
         surface.weighted_grad(start, torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.int64), self._buffers)
         self._vectors: dict[str, Tensor] = {}  # name -> [..., P], of the noise, kept from refresh to refresh
-        self._update = 0
         self._seed = 0 if generator is None else int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
         super().__init__(base.param_groups, {})
         self.base = base
@@ -156,7 +161,6 @@ class _Disturbed(Optimizer):
                 p.grad = changed[name].to(p.grad)
 
     def _generator(self, purpose: int) -> torch.Generator:
-        """A generator that depends on the seed, the number of the update and the purpose alone."""
         return private(self._seed, self._update, purpose)
 
     # --- the state --------------------------------------------------------------------------------------------------------
@@ -169,10 +173,6 @@ class _Disturbed(Optimizer):
         """Take what `_told` gave; False where the vectors that came with it are those of another noise."""
         self._seed, self._update = int(told["seed"]), int(told["update"])
         return True
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients, as base does."""
-        self.base.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refuse with an `ArgumentError`: the parameters are those of the surface."""
@@ -269,8 +269,7 @@ class ShapedNoise(_Disturbed):
         measured_trace: Tr C at the last measurement; NaN before it, with "covariance" and with trace = "own".
         measured_at: the update, counted from 0, before which the shape was last measured; None before.
         eigenvalues: of "hessian", float64, descending.
-        outcome: of the last measurement or draw; eigenpairs that did not converge are used nonetheless.
-        reason: what became of it, in words.
+        outcome: of the last measurement or draw, in words `reason`; eigenpairs that did not converge are used nonetheless.
 
     Raises:
         ArgumentError: an argument is out of its range, or base, model and surface do not fit together.
@@ -386,11 +385,13 @@ class ShapedNoise(_Disturbed):
 
     def _measure_pairs(self, theta: Tensor) -> bool:
         """The eigenpairs of largest |lambda| at theta; False where the Hessian is not finite."""
-        with self._surface.linearized(theta, self._buffers) as h:
-            if not bool(h.gradient.isfinite().all()):
-                return False
-            told: dict[str, Any] = {"which": "magnitude", "tolerance": self._tolerance, "generator": self._generator(_SOLVER)}
-            found = eigenpairs(h.hvp, theta.numel(), self._k, dtype=theta.dtype, device=theta.device, **told)
+        told: dict[str, Any] = {"which": "magnitude", "tolerance": self._tolerance, "generator": self._generator(_SOLVER)}
+        try:
+            with self._surface.linearized(_finite(theta), self._buffers) as h:
+                told |= {"dtype": theta.dtype, "device": theta.device}
+                found = eigenpairs(lambda v: _finite(h.hvp(v)), theta.numel(), self._k, **told)
+        except FloatingPointError:
+            return False
         self.eigenvalues, self.outcome, self.reason = found.values, found.outcome, found.reason
         self._vectors = {"basis": found.vectors.T.contiguous()}
         return True
@@ -399,12 +400,8 @@ class ShapedNoise(_Disturbed):
 
     def _told(self) -> dict[str, Any]:
         trace = None if math.isnan(self.measured_trace) else self.measured_trace
-        told = {"shape": self._shape, "measured_at": self.measured_at, "measured_trace": trace}
-        return (
-            super()._told()
-            | told
-            | {"eigenvalues": self.eigenvalues.tolist(), "outcome": int(self.outcome), "reason": self.reason}
-        )
+        told = {"shape": self._shape, "measured_at": self.measured_at, "measured_trace": trace, "reason": self.reason}
+        return super()._told() | told | {"eigenvalues": self.eigenvalues.tolist(), "outcome": int(self.outcome)}
 
     def _take(self, told: Mapping[str, Any]) -> bool:
         super()._take(told)
@@ -436,12 +433,11 @@ class SVAG(_Disturbed):
 
     So l updates have the drift lr grad L and the noise lr^2 C / B of one update of SGD, and l -> infinity is the SDE of which
     SGD is said to be the Euler scheme: what changes with l at equal lr x updates / l is no limit of continuous time.
-    g_1 is the gradient that the loop gave, on B examples; g_2 is drawn here, with replacement, from the examples of
-    `surface`, at theta before the update. The covariance is exact where the loop draws with replacement from the same examples;
-    without, g_1 has C (N - B) / (B (N - 1)). The learning rate is divided here: give that of SGD, and l times its updates.
-    In `param_groups`, and so in the scalars of a recorder, it stands undivided. A momentum of base is not rescaled.
-
-    It takes base's place as `ShapedNoise` does. Where g_2 is not finite, neither is the next theta.
+    g_1 is the gradient that the loop gave, on B examples; g_2 is drawn here, with replacement, from the examples of `surface`, at
+    theta before the update. The covariance is exact where the loop draws with replacement from the same examples; without,
+    g_1 has C (N - B) / (B (N - 1)). The learning rate is divided here: give that of SGD, and l times its updates. It stands
+    undivided in `param_groups` and so in the scalars of a recorder. A momentum of base is not rescaled. It takes base's place as
+    `ShapedNoise` does. Where g_2 is not finite, neither is the next theta.
 
     Args:
         base: the optimizer to wrap; its parameters must be exactly those of the surface.
