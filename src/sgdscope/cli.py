@@ -108,7 +108,13 @@ def run(
     target = out or Path("runs") / described.name
     expanded = described.expand()
     with _progress(described.name) as progress:
-        if len(expanded) == 1:
+        if described.ensemble is not None:
+            folders = [target] if len(expanded) == 1 else [target / one.name for one in expanded]
+            paths = [
+                experiments.run_ensemble(one, path, data_dir=data_dir, jobs=jobs, engine=engine.value, progress=progress)
+                for one, path in zip(expanded, folders, strict=True)
+            ]
+        elif len(expanded) == 1:
             paths = [experiments.run(expanded[0], target, data_dir=data_dir, progress=progress)]
         else:
             paths = experiments.sweep(expanded, target, jobs=jobs, engine=engine.value, data_dir=data_dir)

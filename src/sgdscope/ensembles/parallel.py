@@ -7,6 +7,7 @@ from the body, and held against the exact mean squared error on a quadratic in t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from sgdscope.contracts import Source, ensemble
 from sgdscope.errors import ArgumentError, unknown
-from sgdscope.replicas import SCHEMES, Combination, Scheme, check_positive, check_rate, combined, weights
+from sgdscope.replicas import SCHEMES, Combination, Scheme, average, check_positive, check_rate, combined, weights
 
 Mode = Literal["simuparallel", "local", "asynchronous"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -199,11 +200,14 @@ class WeightedParallelSGD:
             lost = tuple(sorted(self.lost))
             return Combination(theta, tuple(shares), tuple(self.workloads), lost, self.scheme, self.rate)
         since = self._since() if self.mode == "local" else self.workloads
-        if self.mode == "local" and not any(n for i, n in enumerate(since) if i not in self.lost):
-            since = [1] * len(self.members)  # just averaged: all are at one point
+        met = self.mode == "local" and not any(n for i, n in enumerate(since) if i not in self.lost)
+        since = [1] * len(self.members) if met else since  # just averaged: all are at one point
         left = [None if i in self.lost else replica for i, replica in enumerate(self.replicas)]
         losses = self._losses if any(self._losses) else None
-        return combined(left, since, scheme=self.scheme, rate=self.rate, losses=losses, **self._noise)
+        found = combined(left, since, scheme=self.scheme, rate=self.rate, losses=losses, **self._noise)
+        point = next((r for r in left if r is not None), []) if met else []
+        theta = average([point], torch.ones(1)) if point else found.theta  # their average would round
+        return replace(found, theta=theta, workloads=tuple(self.workloads))
 
     def synchronise(self) -> Combination:
         """Average, and put every member that is left at the average, from where they go on.

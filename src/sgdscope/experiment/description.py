@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from sgdscope.contracts import walkers
+from sgdscope.contracts import ensembles, walkers
 from sgdscope.errors import ArgumentError, unknown
 from sgdscope.experiment.schedules import Constant, CyclicBatch, Part, Schedule
 
@@ -166,6 +166,53 @@ class Recording(Part):
     averages: Annotated[int, Field(ge=12, multiple_of=2)] | None = None
 
 
+class Ensemble(Part):
+    """Several walks in place of one: how many members, how many updates each makes, and how they are combined.
+
+    The updates are `workloads`, or those that `speeds` (updates a unit of time, with `scatter` and stragglers, see
+    `replicas.finished`) have finished at the `deadline`, or all of the phases. `lost` names members that are killed: their walks
+    are recorded and have no weight. Members start at one point and see the data in orders of their own; with `own_start` each
+    starts at the first values of its own seed. Further keys are options of the ensemble, as its catalogue entry names them.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    name: str = "weighted_parallel"
+    members: PositiveInt
+    workloads: list[NonNegativeInt] | None = None
+    speeds: list[Annotated[float, Field(ge=0)]] | None = None
+    deadline: PositiveFloat | None = None
+    scatter: Annotated[float, Field(ge=0)] = 0.0
+    straggling: Share = 0.0
+    slowdown: Annotated[float, Field(ge=1)] = 10.0
+    lost: list[NonNegativeInt] = Field(default_factory=list)
+    own_start: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> Ensemble:
+        if self.workloads is not None and self.speeds is not None:
+            raise ValueError("expected workloads, or speeds and a deadline; got both")
+        if (self.speeds is None) != (self.deadline is None):
+            raise ValueError(f"expected speeds and a deadline together, got speeds = {self.speeds}, deadline = {self.deadline}")
+        for name, values in (("workloads", self.workloads), ("speeds", self.speeds)):
+            if values is not None and len(values) != self.members:
+                raise ValueError(f"expected {name} of {self.members} members, got {len(values)}")
+        if odd := [i for i in self.lost if i >= self.members]:
+            raise ValueError(f"expected lost members of 0..{self.members - 1}, got {odd[0]}")
+        return self
+
+    @model_validator(mode="after")
+    def _known_options(self) -> Ensemble:
+        known = {*Ensemble.model_fields, *(ensembles[self.name].ranges if self.name in ensembles else ())}
+        if foreign := [key for key in self.options if key not in known]:
+            raise PydanticCustomError("foreign_option", "unknown key", {"keys": foreign, "known": sorted(known)})
+        return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the ensemble."""
+        return dict(self.model_extra or {})
+
+
 class Start(Part):
     """A step of another recorded run from which this one starts, with its optimizer and generator state."""
 
@@ -181,6 +228,7 @@ class Experiment(Part):
     Attributes:
         name: of the experiment; names the run directories of a sweep.
         seed: of the network's first values, the order of the data and everything the network draws.
+        model_seed: of the network's first values alone, where they are to be those of another seed; None for `seed`.
         threads: of torch, set for the run's duration; the bits of a run depend on it.
         device: where the run happens, ``"cpu"`` or a cuda device.
         data: the dataset.
@@ -189,11 +237,13 @@ class Experiment(Part):
         phases: walked one after the other.
         record: what is kept.
         start: the step of another run to start from, or None.
+        ensemble: several members in place of one walk, or None; see `ensembles.run_ensemble`.
         grid: name -> values; a sweep over all combinations, see `expand`.
     """
 
     name: str = "run"
     seed: NonNegativeInt = 0
+    model_seed: NonNegativeInt | None = None
     threads: PositiveInt = 1
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
     data: Data
@@ -202,6 +252,7 @@ class Experiment(Part):
     phases: Annotated[list[Phase], Field(min_length=1)]
     record: Recording = Recording()
     start: Start | None = None
+    ensemble: Ensemble | None = None
     grid: dict[str, Annotated[list[Scalar], Field(min_length=1)]] = Field(default_factory=dict)
 
     def __init__(self, **described: Any) -> None:
@@ -318,7 +369,13 @@ def _key_path(loc: tuple[int | str, ...]) -> str:
 
 def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
     """The keys that the table at the end of a path knows."""
-    tables: dict[str, type[BaseModel]] = {"data": Data, "phases": Phase, "record": Recording, "start": Start}
+    tables: dict[str, type[BaseModel]] = {
+        "data": Data,
+        "phases": Phase,
+        "record": Recording,
+        "start": Start,
+        "ensemble": Ensemble,
+    }
     inside = [part for part in loc[:-1] if isinstance(part, str)]
     if not inside:
         return list(Experiment.model_fields)

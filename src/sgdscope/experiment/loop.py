@@ -406,7 +406,7 @@ def build_model(experiment: Experiment, data: datasets.Dataset) -> nn.Module:
             experiment.model.name,
             inputs=tuple(data.x.shape[1:]),
             classes=data.classes,
-            seed=derived_seed(experiment.seed, "model"),
+            seed=derived_seed(experiment.seed if experiment.model_seed is None else experiment.model_seed, "model"),
             **experiment.model.options,
         )
     except ArgumentError as error:

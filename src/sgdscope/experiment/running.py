@@ -108,6 +108,8 @@ def run(experiment: Experiment, out: str | Path, *, data_dir: str | Path | None 
     path = Path(out)
     if experiment.grid:
         raise ArgumentError("grid: expected one experiment, got a grid; use sweep(experiment.expand(), out)")
+    if experiment.ensemble is not None:
+        raise ArgumentError("ensemble: expected one walk, got several members; use run_ensemble(experiment, out)")
     stored = _stored(path, experiment)
     loop = Loop(experiment, data_dir)
     if stored is not None and len(stored.steps["step"]) == loop.total and loop.total in stored.snapshot_steps:

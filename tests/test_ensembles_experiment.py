@@ -1,0 +1,215 @@
+"""Experiments of several members: ordinary runs, their combination, barriers, the command line."""
+
+import json
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+
+from sgdscope.errors import ArgumentError, NotAvailableError
+from sgdscope.experiment import Experiment, load_toml, read_ensemble, run, run_ensemble, surface_of
+from sgdscope.experiment.ensembles import members, workloads
+from sgdscope.replicas import fit_rate, weights
+from sgdscope.runs import open_trajectory
+
+DESCRIBED = {
+    "name": "few",
+    "seed": 6,
+    "data": {"dataset": "wine"},
+    "model": {"name": "mlp", "hidden": [6]},
+    "phases": [{"lr": 0.3, "batch_size": 16, "updates": 30}, {"lr": 0.1, "batch_size": 16, "updates": 10}],
+    "record": {"snapshots": {"kind": "every", "n": 10}},
+}
+RATE = {"rate": 0.05}
+
+
+def described(ensemble, **changed):
+    return Experiment(**deepcopy(DESCRIBED) | {"ensemble": {"members": 3} | ensemble} | changed)
+
+
+def test_members_are_ordinary_experiments():
+    made = members(described({"workloads": [40, 33, 7]}))
+    assert [m.updates for m in made] == [40, 33, 7]
+    assert [[p.updates for p in m.experiment.phases] for m in made] == [[30, 10], [30, 3], [7]]
+    assert made[0].experiment.seed == 6
+    assert made[0].experiment.model_seed is None
+    assert {m.experiment.model_seed for m in made[1:]} == {6}
+    assert len({m.experiment.seed for m in made}) == 3
+    apart = members(described({"own_start": True}))
+    assert [m.experiment.model_seed for m in apart] == [None] * 3
+
+
+def test_simulated_stragglers_are_drawn_from_the_seed():
+    told = {"speeds": [1.3, 0.8, 0.35], "deadline": 25.0}
+    assert workloads(described(told), 40) == [32, 20, 8]
+    drawn = [workloads(described(told | {"scatter": 0.2}, seed=seed), 400) for seed in (6, 6, 7)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_one_member_is_the_plain_run_bit_for_bit(tmp_path):
+    plain = open_trajectory(run(Experiment(**DESCRIBED), tmp_path / "plain"))
+    out = run_ensemble(described({"members": 1}), tmp_path / "one")
+    assert torch.equal(open_trajectory(out / "average").theta(0), plain.theta(40))
+    assert torch.equal(open_trajectory(out / "member-0").theta(17), plain.theta(17))
+
+
+def test_the_average_is_that_of_the_recorded_members(tmp_path):
+    experiment = described({"workloads": [40, 25, 0]} | RATE)
+    out = run_ensemble(experiment, tmp_path / "few")
+    told = read_ensemble(out)
+    first, second = (open_trajectory(out / f"member-{i}") for i in (0, 1))
+    assert torch.equal(first.theta(0), second.theta(0))
+    assert not torch.equal(first.theta(1), second.theta(1))
+    start, ends = first.theta(0), [first.theta(40), second.theta(25)]
+    omega = weights([40, 25, 0], rate=0.05)
+    expected = sum(w * x.double() for w, x in zip(omega.tolist(), [*ends, start], strict=True))
+    average = open_trajectory(out / "average").theta(0)
+    torch.testing.assert_close(average.double(), expected, rtol=1e-6, atol=1e-7)
+    surface = surface_of(Experiment(**DESCRIBED))
+    assert [m["weight"] for m in told["members"]] == pytest.approx(omega.tolist())
+    assert told["loss_average"] == pytest.approx(surface.value(average), rel=1e-6)
+    assert told["loss_equal"] == pytest.approx(surface.value((ends[0] + ends[1] + start) / 3), rel=1e-5)
+    assert told["members"][2]["loss"] == pytest.approx(surface.value(start), rel=1e-6)
+    line = [surface.value(torch.lerp(*ends, a)) for a in np.linspace(0, 1, 21).tolist()]
+    assert told["segments"][0]["losses"] == pytest.approx(line, rel=1e-5)
+    assert told["segments"][0]["barrier"] == pytest.approx(max(line[1:-1]) - max(line[0], line[-1]), abs=1e-6)
+    assert not (out / "member-2").exists()
+
+
+def test_the_rate_comes_from_the_recorded_losses(tmp_path):
+    base = {"phases": [{"lr": 0.2, "batch_size": 16, "updates": 60}]}
+    out = run_ensemble(described({"workloads": [60, 60, 20]}, **base), tmp_path / "fit")
+    curves = [open_trajectory(out / f"member-{i}").steps["loss"].values for i in range(3)]
+    told = read_ensemble(out)
+    assert told["rate_fitted"]
+    assert told["rate"] == pytest.approx(fit_rate(curves).rate, rel=1e-9)
+    assert told["rate_stderr"] > 0
+    before = (out / "member-0" / "run.json").stat().st_mtime_ns
+    run_ensemble(described({"workloads": [60, 60, 20], "scheme": "proportional"}, **base), out)
+    assert (out / "member-0" / "run.json").stat().st_mtime_ns == before  # another scheme costs no walk
+    assert [m["weight"] for m in read_ensemble(out)["members"]] == pytest.approx([3 / 7, 3 / 7, 1 / 7])
+
+
+def test_a_rate_that_cannot_be_fitted_leaves_the_members(tmp_path):
+    slow = {"phases": [{"lr": 1e-7, "batch_size": 16, "updates": 20}]}
+    with pytest.raises(NotAvailableError, match="no contraction can be fitted"):
+        run_ensemble(described({"workloads": [20, 9, 9]}, **slow), tmp_path / "slow")
+    assert len(open_trajectory(tmp_path / "slow" / "member-2").steps["step"]) == 9
+
+
+def test_a_lost_member_is_recorded_without_weight(tmp_path):
+    out = run_ensemble(described({"lost": [1]} | RATE), tmp_path / "lost")
+    told = read_ensemble(out)
+    assert [m["weight"] for m in told["members"]] == [0.5, 0, 0.5]
+    assert "lost: 1, the result is the weighted average of the others" in told["sentence"]
+    ends = [open_trajectory(out / f"member-{i}").theta(40) for i in (0, 2)]
+    torch.testing.assert_close(open_trajectory(out / "average").theta(0), (ends[0] + ends[1]) / 2)
+    assert [(s["from"], s["to"]) for s in told["segments"]] == [(0, 2)]
+
+
+@pytest.mark.parametrize("options", [{"mode": "local", "period": 5}, {"mode": "asynchronous"}])
+def test_members_that_meet_are_recorded_by_their_points(options, tmp_path):
+    out = run_ensemble(described({"workloads": [40, 20, 10]} | options | RATE), tmp_path / "met")
+    runs = [open_trajectory(out / f"member-{i}") for i in range(3)]
+    assert [len(r.steps["step"]) for r in runs] == [40, 20, 10]
+    ends = [r.theta(len(r.steps["step"])) for r in runs]
+    if options["mode"] == "local":
+        assert torch.equal(ends[0], ends[1])  # the last update of the fastest ends a period
+    assert torch.equal(open_trajectory(out / "average").theta(0), ends[2])  # the last one to deliver has fetched the centre
+    alone = open_trajectory(run(members(described({"workloads": [40, 20, 10]}))[2].experiment, tmp_path / "alone"))
+    assert not torch.equal(alone.theta(10), ends[2])
+
+
+def test_replicas_far_apart_have_a_barrier_between_them_and_near_ones_none(tmp_path):
+    base = {
+        "data": {"dataset": "digits", "train": 500},
+        "model": {"name": "mlp", "hidden": [20, 20]},
+        "phases": [{"lr": 0.3, "batch_size": 25, "updates": 300}],
+    }
+    near = read_ensemble(run_ensemble(described({"members": 2, "scheme": "equal"}, **base), tmp_path / "near"))
+    far = {"members": 2, "scheme": "equal", "own_start": True}
+    far = read_ensemble(run_ensemble(described(far, **base), tmp_path / "far"))
+    assert near["barrier"] < 0.01
+    assert near["loss_average"] < max(m["loss"] for m in near["members"])
+    assert far["barrier"] > 0.5
+    assert far["loss_average"] > 5 * max(m["loss"] for m in far["members"])
+
+
+def test_batchnorm_statistics_are_averaged_with_the_weights(tmp_path):
+    base = {"data": {"dataset": "digits", "train": 200}, "model": {"name": "mlp", "hidden": [8], "batchnorm": True}}
+    base |= {"phases": [{"lr": 0.05, "batch_size": 20, "updates": 8}]}
+    out = run_ensemble(described({"workloads": [8, 8, 4]} | RATE, **base), tmp_path / "norm")
+    buffers = [open_trajectory(out / f"member-{i}").buffers(n) for i, n in enumerate((8, 8, 4))]
+    mixed = open_trajectory(out / "average").buffers(0)
+    omega = weights([8, 8, 4], rate=0.05).tolist()
+    assert mixed
+    for name, value in mixed.items():
+        if value.is_floating_point():
+            expected = sum(w * own[name].double() for w, own in zip(omega, buffers, strict=True))
+            torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ensemble", "message"),
+    [
+        ({"workloads": [3, 4]}, "ensemble: expected workloads of 3 members, got 2"),
+        ({"workloads": [0, 0, 0]}, "ensemble.workloads: they sum to zero"),
+        ({"workloads": [41, 3, 3]}, r"ensemble.workloads: expected at most 40, the updates of the phases, got 41"),
+        ({"workloads": [3, 3, 3], "speeds": [1, 1, 1], "deadline": 3}, "ensemble: expected workloads, or speeds and a deadline"),
+        ({"speeds": [1, 1, 1]}, "ensemble: expected speeds and a deadline together"),
+        ({"lost": [3]}, r"ensemble: expected lost members of 0\.\.2, got 3"),
+        ({"lost": [0, 1, 2]}, "ensemble.lost: all 3 workers are lost"),
+        ({"rate": 2.0}, r"ensemble.rate: expected 0 <= rate <= 1, got 2\.0"),
+        ({"shceme": "equal"}, "ensemble.shceme: unknown key; did you mean 'scheme'"),
+        ({"workloads": [9, 9, 0], "mode": "asynchronous", "rate": 0.1}, "member 2 makes none"),
+        ({"name": "sgd"}, "no ensemble is called 'sgd'"),
+    ],
+)
+def test_wrong_use(ensemble, message, tmp_path):
+    with pytest.raises((ArgumentError, LookupError), match=message):
+        run_ensemble(described(ensemble), tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_run_and_run_ensemble_are_told_apart(tmp_path):
+    with pytest.raises(ArgumentError, match="ensemble: expected one walk, got several members; use run_ensemble"):
+        run(described({}), tmp_path / "a")
+    with pytest.raises(ArgumentError, match=r"ensemble: expected an experiment with a table \[ensemble\]"):
+        run_ensemble(Experiment(**DESCRIBED), tmp_path / "a")
+    cyclic = {"kind": "cyclic", "low": 0.1, "high": 0.5, "period": 10}
+    phases = [{"lr": 0.2, "batch_size": 16, "updates": 12, "schedule": cyclic | {"end": 0.01}}]
+    with pytest.raises(ArgumentError, match=r"phases\[0\].schedule: it depends on the length"):
+        run_ensemble(described({"workloads": [12, 12, 5]}, phases=phases), tmp_path / "a")
+
+
+def test_ensemble_json_is_data(tmp_path):
+    (tmp_path / "ensemble.json").write_text(json.dumps({"members": [{"run": "../../etc"}]}))
+    with pytest.raises(ArgumentError, match=r"expected runs of the names member-0, member-1, \.\.\., got '\.\./\.\./etc'"):
+        read_ensemble(tmp_path)
+    (tmp_path / "ensemble.json").write_text("[]")
+    with pytest.raises(ArgumentError, match="something else"):
+        read_ensemble(tmp_path)
+    assert read_ensemble(tmp_path / "nowhere") is None
+
+
+def test_toml(tmp_path):
+    text = """
+    name = "t"
+    data = { dataset = "wine" }
+    model = { name = "mlp", hidden = [4] }
+    [[phases]]
+    lr = 0.2
+    batch_size = 8
+    updates = 12
+    [ensemble]
+    members = 2
+    speeds = [2.0, 0.5]
+    deadline = 6.0
+    scheme = "proportional"
+    """
+    (tmp_path / "t.toml").write_text(text)
+    experiment = load_toml(tmp_path / "t.toml")
+    assert Experiment(**experiment.described()).described() == experiment.described()
+    told = read_ensemble(run_ensemble(experiment, tmp_path / "t"))
+    assert [m["updates"] for m in told["members"]] == [12, 3]
