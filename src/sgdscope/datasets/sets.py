@@ -364,6 +364,7 @@ def load(
     seed: int = 0,
     context: int = 64,
     label: str | None = None,
+    clip: float | None = None,
 ) -> Dataset:
     """Load a data set.
 
@@ -383,9 +384,12 @@ def load(
         seed: of a drawn set.
         context: window length of a text, at least 1.
         label: name of the label column of a table; the last if None.
+        clip: standardised features of a table are cut to -clip..clip, so that a gross outlier (Avila has one of 99 standard
+            deviations) does not rule the loss; None leaves them. How many were cut is in `info`.
 
     Returns:
-        The data set. Bundled sets and single tables are split by a permutation with seed 0, 80 % for training.
+        The data set; of a table `info` names the constant features and the feature with the largest value, in standard
+        deviations. Bundled sets and single tables are split by a permutation with seed 0, 80 % for training.
 
     Raises:
         ArgumentError: an argument is out of range.
@@ -409,6 +413,11 @@ def load(
     x_test, y_test = _head(name, "test", (raw.parts[2], raw.parts[3]), test)
     y, noisy = _with_noise(y, raw.classes, label_noise, noise_seed)
     x, x_test, constants = _scaled(x, x_test, raw, standardise)
+    if clip is not None and (raw.kind != "table" or not standardise or not clip > 0):
+        raise ArgumentError(f"clip: expected a number > 0, for the standardised features of a table; got {clip} for '{name}'")
+    if raw.kind == "table":
+        x, x_test, told = _looked_at(x, x_test, raw.info.get("features"), clip)
+        constants |= told
     tensors = [torch.from_numpy(np.ascontiguousarray(part)) for part in (x, y, x_test, y_test)]
     info = raw.info | constants | {"label_noise": label_noise, "noise_seed": noise_seed}
     return Dataset(
@@ -444,6 +453,21 @@ def _scaled(x: Array, x_test: Array, raw: Raw, standardise: bool) -> tuple[Array
         return ((x - mean) / std).astype(np.float32), ((x_test - mean) / std).astype(np.float32), constants
     shift, factor = (mean / std).astype(np.float32)[:, None, None], (1 / (raw.scale * std)).astype(np.float32)[:, None, None]
     return x.astype(np.float32) * factor - shift, x_test.astype(np.float32) * factor - shift, constants
+
+
+def _looked_at(x: Array, x_test: Array, features: Any, clip: float | None) -> tuple[Array, Array, dict[str, Any]]:
+    """Constant features and the largest value of the training part, by name; both parts cut to -clip..clip on request."""
+    names = [str(n) for n in features] if features is not None else [str(i) for i in range(x.shape[1])]
+    row, column = np.unravel_index(int(np.abs(x).argmax()), x.shape)
+    told: dict[str, Any] = {
+        "constant_features": [n for n, constant in zip(names, np.ptp(x, axis=0) == 0, strict=True) if constant],
+        "largest": {"feature": names[column], "value": float(x[row, column]), "row": int(row)},
+    }
+    if clip is None:
+        return x, x_test, told
+    cut = int((np.abs(x) > clip).sum())
+    bound = np.float32(clip)
+    return np.clip(x, -bound, bound), np.clip(x_test, -bound, bound), told | {"clip": clip, "clipped": cut}
 
 
 def _image_moments(x: Array, scale: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, jvp, vmap
 
 from sgdscope.errors import ArgumentError, DataError, SurfaceError
 from sgdscope.escapes.potentials import F64, Potential, above, count
+from sgdscope.spectra import eigenpairs
 from sgdscope.vector import Layout
 
 Loss = Callable[[Any, Any], Tensor]
@@ -107,6 +108,20 @@ class Network(Potential):
         chosen = torch.randint(self.examples, (len(thetas), batch_size), generator=generator)
         gradients: Tensor = self._batches(thetas, self.x[chosen], self.y[chosen])
         return gradients
+
+    def hvp(self, vector: Tensor) -> Tensor:
+        """The Hessian of the mean loss at the start times a vector [P]."""
+
+        def gradient(theta: Tensor) -> Tensor:
+            found: Tensor = grad(self._loss)(theta, self.x, self.y)
+            return found
+
+        product: Tensor = jvp(gradient, (self._start,), (vector.to(F64),))[1]
+        return product
+
+    def sharpness(self) -> float:
+        """The largest eigenvalue of the Hessian at the start, by Lanczos to 1e-3."""
+        return float(eigenpairs(self.hvp, self.size, dtype=F64).values[0])
 
     def at(self, theta: Tensor) -> Network:
         """The same network with another start, [P]."""

@@ -3,9 +3,10 @@
 # ruff: file-ignore[unused-method-argument] -- every noise is told the learning rate, also one that needs none
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ class White:
         above("diffusion", self.diffusion)
 
     def gradient(self, potential: Potential, thetas: Tensor, lr: float, generator: torch.Generator) -> Tensor:
-        """Grad L + sqrt(2 D / lr) z, [W, d]."""
+        """The full gradient + sqrt(2 D / lr) z, [W, d]."""
         return potential.gradient(thetas).add_(_normal(thetas, generator), alpha=sqrt(2.0 * self.diffusion / lr))
 
 
@@ -91,7 +92,7 @@ class Shaped:
             above("smooth", self.smooth, -1e-300)
 
     def gradient(self, potential: Potential, thetas: Tensor, lr: float, generator: torch.Generator) -> Tensor:
-        """Grad L + sqrt(|H| / B) z, [W, d]."""
+        """The full gradient + sqrt(|H| / B) z, [W, d]."""
         covariance = potential.curvature(thetas, self.smooth) / self.batch_size
         if self.of_loss:
             covariance = covariance * 2.0 * potential.value(thetas).clamp(min=0.0)[:, None]
@@ -117,7 +118,7 @@ class Prescribed:
             raise ArgumentError(f"factor: expected a finite matrix [d, m], got shape {tuple(self.factor.shape)}")
 
     def gradient(self, potential: Potential, thetas: Tensor, lr: float, generator: torch.Generator) -> Tensor:
-        """Grad L + F z / sqrt(B), [W, d]."""
+        """The full gradient + F z / sqrt(B), [W, d]."""
         draws = torch.randn(len(thetas), self.factor.shape[1], generator=generator, dtype=F64)
         return potential.gradient(thetas) + draws @ self.factor.to(F64).T / sqrt(self.batch_size)
 
@@ -128,14 +129,20 @@ class Prescribed:
 
 
 def hessian_noise(
-    linearization: Any, size: int, *, rank: int, batch_size: float, generator: torch.Generator, tolerance: float = 1e-4
+    matvec: Callable[[Tensor], Tensor],
+    size: int,
+    *,
+    rank: int,
+    batch_size: float,
+    generator: torch.Generator,
+    tolerance: float = 1e-4,
 ) -> Prescribed:
     """Noise of covariance |H| / B on the top eigenvectors of a Hessian: what SGD has near a minimum, without its examples.
 
     F = V sqrt(|Lambda|), V the eigenvectors of the `rank` algebraically largest eigenvalues.
 
     Args:
-        linearization: with `hvp`, such as `surface.linearized(theta)`.
+        matvec: Hessian products v [P] -> H v [P], such as `network.hvp` or `surface.linearized(theta).hvp`.
         size: P.
         rank: m, at most P.
         batch_size: B > 0.
@@ -150,7 +157,7 @@ def hessian_noise(
 
     Cost: some `rank` to 10 `rank` Hessian products.
     """
-    found = eigenpairs(linearization.hvp, size, count("rank", rank), tolerance=tolerance, generator=generator, dtype=F64)
+    found = eigenpairs(matvec, size, count("rank", rank), tolerance=tolerance, generator=generator, dtype=F64)
     if found.outcome is not Outcome.ok:
         raise ArgumentError(f"rank: not all of {rank} eigenpairs converged to {tolerance:g} ({found.reason}); ask for fewer")
     return Prescribed(found.vectors.to(F64) * found.values.abs().sqrt(), batch_size)

@@ -61,6 +61,10 @@ class Potential(ABC):
         """The gradient of each row over its own fresh batch, [W, d]; a potential without examples refuses."""
         raise ArgumentError(f"noise: {type(self).__name__} has no examples to draw batches of; prescribe the noise instead")
 
+    def sharpness(self) -> float:
+        """The largest |H| along an axis at the start; one without a known |H| refuses."""
+        return float(self.curvature(self._start[None]).max())
+
     def curvature(self, thetas: Tensor, smooth: float | None = None) -> Tensor:
         """|H| along each axis, [W, d]: piecewise constant, or |H(theta)| + `smooth`; one without a known |H| refuses."""
         raise ArgumentError(f"noise: no |H| is known of {type(self).__name__}; use Prescribed, Minibatch or White noise")
@@ -219,6 +223,10 @@ class Raised(Potential):
         """That of L, [W, d]."""
         return self.inner.minibatch(thetas, batch_size, generator)
 
+    def sharpness(self) -> float:
+        """That of L."""
+        return self.inner.sharpness()
+
     def curvature(self, thetas: Tensor, smooth: float | None = None) -> Tensor:
         """That of L, [W, d]."""
         return self.inner.curvature(thetas, smooth)
@@ -253,6 +261,10 @@ class Rescaled(Potential):
         """sqrt(k) times the batch gradient at sqrt(k) theta, [W, d]."""
         return self._root * self.inner.minibatch(self._root * thetas, batch_size, generator)
 
+    def sharpness(self) -> float:
+        """That of L, k times as large."""
+        return self.k * self.inner.sharpness()
+
     def curvature(self, thetas: Tensor, smooth: float | None = None) -> Tensor:
-        """K |H| at sqrt(k) theta, [W, d]."""
+        """That of L at sqrt(k) theta, k times as large, [W, d]."""
         return self.k * self.inner.curvature(self._root * thetas, smooth)
