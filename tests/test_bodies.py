@@ -236,7 +236,7 @@ def test_an_intersection_off_all_centres_has_an_inner_point():
 
 def test_a_projection_that_is_not_reached_is_said():
     body = Intersection([Box(LOW, HIGH), Ball(1.05, centre=CENTRE), Box(LOW, [9.0, 9.0, 9.0])], sweeps=1)
-    with pytest.raises(SgdscopeError, match="is not reached after 1 sweeps: the last steps are"):
+    with pytest.raises(SgdscopeError, match="is not reached after 1 sweeps: the last step"):
         body.project(5 * draws(2, 40, 3))
 
 

@@ -229,7 +229,7 @@ class Intersection(Body):
             if not len(rows):
                 return result
         raise SgdscopeError(
-            f"the projection on {self!r} is not reached after {self.sweeps} sweeps: the last steps are {float(residual.max()):.2g}, "
+            f"the projection on {self!r} is not reached after {self.sweeps} sweeps: the last step {float(residual.max()):.2g}, "
             f"{self.tolerance:.2g} was asked; give more sweeps=, or a larger tolerance="
         )
 
