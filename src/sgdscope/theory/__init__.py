@@ -1,5 +1,8 @@
 """Closed forms of the theory of SGD, each with its source, convention and range of validity."""
 
+from sgdscope.theory.averaging import averaging_error as averaging_error
+from sgdscope.theory.averaging import averaging_weights as averaging_weights
+from sgdscope.theory.averaging import worker_moments as worker_moments
 from sgdscope.theory.barrier import Barrier as Barrier
 from sgdscope.theory.escape import equivalent_share as equivalent_share
 from sgdscope.theory.escape import escape_share as escape_share
@@ -38,6 +41,19 @@ from sgdscope.theory.least_squares import least_squares_moments as least_squares
 from sgdscope.theory.passage import mean_passage_time as mean_passage_time
 from sgdscope.theory.prediction import Prediction as Prediction
 from sgdscope.theory.prediction import Time as Time
+from sgdscope.theory.rescaling import Rescaled as Rescaled
+from sgdscope.theory.rescaling import rescale as rescale
+from sgdscope.theory.scaling import largest_rescaling as largest_rescaling
+from sgdscope.theory.scaling import noise_scale as noise_scale
+from sgdscope.theory.scaling import optimal_lr as optimal_lr
+from sgdscope.theory.scaling import sde_reasons as sde_reasons
+from sgdscope.theory.scaling import steps_and_examples as steps_and_examples
+from sgdscope.theory.scaling import svag_weights as svag_weights
+from sgdscope.theory.scaling import two_batch_moments as two_batch_moments
+from sgdscope.theory.schedules import Exchange as Exchange
+from sgdscope.theory.schedules import exchange as exchange
+from sgdscope.theory.schedules import square_wave as square_wave
+from sgdscope.theory.schedules import triangular_wave as triangular_wave
 from sgdscope.theory.stability import stability_threshold as stability_threshold
 from sgdscope.theory.stationary import ExcessLoss as ExcessLoss
 from sgdscope.theory.stationary import Stationary as Stationary
