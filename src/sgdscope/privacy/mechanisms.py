@@ -76,7 +76,7 @@ def clipped(gradient: Tensor, clip: float, norm: str = "l2") -> Tensor:
     return gradient if length <= _positive("clip", clip, finite=False) else gradient * (clip / length)
 
 
-def gamma_noise(size: int, scale: float, generator: torch.Generator) -> Tensor:
+def gamma_noise(size: int, scale: float, generator: torch.Generator, *, count: int | None = None) -> Tensor:
     """Noise of density proportional to exp(-|z|_2 / scale) in `size` dimensions.
 
     z = r u, u uniform on the sphere, r ~ Gamma(size, scale): as many exponentials as dimensions added. E|z| = size scale; each
@@ -87,33 +87,36 @@ def gamma_noise(size: int, scale: float, generator: torch.Generator) -> Tensor:
         size: d >= 1.
         scale: sensitivity / eps, > 0.
         generator: on the CPU.
+        count: of independent vectors; None for one.
 
     Returns:
-        [d], float64.
+        [d] or [count, d], float64.
 
     Raises:
         ArgumentError: out of range.
 
-    Cost: 2 d draws.
+    Cost: 2 d draws a vector.
     Source: Song, Chaudhuri & Sarwate 2013; specification, section 4, warning (i).
     """
     _positive("size", size)
-    length = -torch.log1p(-torch.rand(size, generator=generator, dtype=torch.float64)).sum()
-    direction = torch.randn(size, generator=generator, dtype=torch.float64)
-    stretched: Tensor = direction * (_positive("scale", scale) * length / torch.linalg.vector_norm(direction))
-    return stretched
+    shape = (size,) if count is None else (count, size)
+    length = -torch.log1p(-torch.rand(shape, generator=generator, dtype=torch.float64)).sum(-1, keepdim=True)
+    direction = torch.randn(shape, generator=generator, dtype=torch.float64)
+    unit: Tensor = direction / torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+    return unit * (_positive("scale", scale) * length)
 
 
-def laplace_noise(size: int, scale: float, generator: torch.Generator) -> Tensor:
+def laplace_noise(size: int, scale: float, generator: torch.Generator, *, count: int | None = None) -> Tensor:
     """Noise of density proportional to exp(-|z|_1 / scale): a Laplace number for each coordinate, variance 2 scale^2.
 
     Args:
         size: d >= 1.
         scale: sensitivity / eps, > 0.
         generator: on the CPU.
+        count: of independent vectors; None for one.
 
     Returns:
-        [d], float64.
+        [d] or [count, d], float64.
 
     Raises:
         ArgumentError: out of range.
@@ -121,14 +124,15 @@ def laplace_noise(size: int, scale: float, generator: torch.Generator) -> Tensor
     Source: Dwork, McSherry, Nissim & Smith 2006.
     """
     _positive("size", size)
-    draws = -torch.log1p(-torch.rand(2, size, generator=generator, dtype=torch.float64))
+    shape = (size,) if count is None else (count, size)
+    draws = -torch.log1p(-torch.rand((2, *shape), generator=generator, dtype=torch.float64))
     return (draws[0] - draws[1]) * _positive("scale", scale)
 
 
-_NOISE: dict[str, Callable[[int, float, torch.Generator], Tensor]] = {"l2": gamma_noise, "l1": laplace_noise}
+_NOISE: dict[str, Callable[..., Tensor]] = {"l2": gamma_noise, "l1": laplace_noise}
 
 
-def noise(size: int, scale: float, generator: torch.Generator, norm: str = "l2") -> Tensor:
+def noise(size: int, scale: float, generator: torch.Generator, norm: str = "l2", *, count: int | None = None) -> Tensor:
     """Noise for a query of d numbers whose sensitivity is measured in a norm.
 
     The double-precision numbers are not hardened against attacks on their last bits (Mironov 2012).
@@ -138,12 +142,13 @@ def noise(size: int, scale: float, generator: torch.Generator, norm: str = "l2")
         scale: sensitivity / eps, > 0.
         generator: on the CPU.
         norm: ``"l2"`` for `gamma_noise`, ``"l1"`` for `laplace_noise`.
+        count: of independent vectors; None for one.
 
     Returns:
-        [d], float64.
+        [d] or [count, d], float64.
     """
     order(norm)
-    return _NOISE[norm](size, scale, generator)
+    return _NOISE[norm](size, scale, generator, count=count)
 
 
 def log_ratio(z: Tensor, shift: Tensor, scale: float, norm: str = "l2") -> Tensor:

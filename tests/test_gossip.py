@@ -1,0 +1,240 @@
+"""The walk service: graphs and visits against exact chains, the rules one by one, faults, and what a trace tells."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from sgdscope.errors import ArgumentError
+from sgdscope.gossip import Faults, Graph, Life, Patience, Summary, Trace, from_edges, goes_on, newer, random_out, ring, simulate
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# --- graphs -------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_gap_of_a_ring_is_the_closed_form():
+    n, graph = 11, ring(11, 4)
+    j = np.arange(1, n)
+    values = (np.cos(2 * np.pi * j / n) + np.cos(4 * np.pi * j / n)) / 2
+    assert graph.spectral_gap() == pytest.approx(1 - np.abs(values).max(), rel=1e-10)
+    assert graph.degrees.tolist() == [4] * n
+    assert graph.stationary().tolist() == pytest.approx([1 / n] * n)
+
+
+def test_random_graphs_are_undirected_and_each_node_draws_its_own():
+    graph = random_out(60, 5, generator(1))
+    dense = graph.adjacency().toarray()
+    assert np.array_equal(dense, dense.T)
+    assert set(np.unique(dense)) == {0, 1}
+    assert not dense.diagonal().any()
+    assert graph.degrees.min() >= 5
+    assert graph.degrees.mean() == pytest.approx(2 * 5 - 25 / 59, rel=0.05)  # a pair drawn from both sides counts once
+    assert np.allclose(graph.transition().T @ graph.stationary(), graph.stationary(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: from_edges(5, [(0, 1), (1, 2), (3, 4)]), "graph: expected a connected one, got 2 parts .*node 0 to node 3"),
+        (lambda: from_edges(3, [(0, 1), (1, 1)]), r"edges: expected pairs of different nodes 0..2, got \(1, 1\)"),
+        (lambda: Graph((np.array([1]), np.array([], int))), "neighbours: expected an undirected graph"),
+        (lambda: ring(5, 3), "degree: expected an even number below the 5 nodes"),
+        (lambda: random_out(5, 5, generator()), "degree: expected a number below the 5 nodes"),
+        (lambda: Faults(survive=0.0), "survive: expected a probability"),
+        (lambda: Faults(online=1.2), "online: expected a probability"),
+        (lambda: Faults(delay=(0.0, 1.0)), "delay: expected two times"),
+        (lambda: Faults(session=0.0), "session: expected a mean time online"),
+        (lambda: simulate(ring(4), generator(), cycles=3, faults=Faults(dead=(0, 1, 2, 3))), "dead: all 4 nodes are"),
+        (lambda: simulate(ring(4), generator(), cycles=3, faults=Faults(dead=(0,))), "start: expected a living node"),
+        (lambda: simulate(ring(4), generator(), cycles=0), "cycles: expected a number > 0"),
+        (lambda: simulate(ring(4), generator(), cycles=3, limit=0), "limit: expected a number of cycles > 0"),
+    ],
+)
+def test_wrong_use_is_refused(make, message):
+    with pytest.raises(ArgumentError, match=message):
+        make()
+
+
+# --- rules --------------------------------------------------------------------------------------------------------------------
+
+
+def test_newer_prefers_the_higher_step_unless_it_is_too_old():
+    low, high = Summary(5, 20.0, 2, 1), Summary(9, 12.0, 1, 4)
+    assert newer(low, high, 21.0, 10.0) == high._replace(hops=5)  # both fresh
+    assert newer(high, low, 23.0, 10.0) == low._replace(hops=2)  # the higher one is 11 old
+    assert newer(low, high, 23.0, 10.0) is low
+    assert newer(low, high, 40.0, 10.0) == high._replace(hops=5)  # both old
+    assert newer(low, low._replace(seen=20.5), 21.0, 10.0).seen > 20.1
+    assert newer(low, low._replace(seen=19.5), 21.0, 10.0) is low
+
+
+def test_a_walk_goes_on_where_it_is_news():
+    known = Summary(7, 30.0, 0, 0)
+    assert goes_on(8, known, 31.0, 10.0)
+    assert not goes_on(7, known, 31.0, 10.0)
+    assert goes_on(7, known, 40.0, 10.0)
+    assert not goes_on(7, known, 39.9, 10.0)
+    assert goes_on(3, known, 31.0, 10.0, restarted=True)
+
+
+def test_patience_grows_with_each_trigger_and_returns_with_fresh_news():
+    node, known = Patience.of(10.0), Summary(7, 0.0, 0, 0)
+    assert not node.restarts(known, 7, 9.9)
+    assert not node.restarts(known, 6, 10.0)  # triggered, but its model is one step behind
+    assert (node.wait, node.depth) == (20.0, 2)
+    assert not node.restarts(known, 6, 19.9)
+    assert node.restarts(known, 6, 20.0)
+    assert not node.restarts(known, None, 30.0)
+    node.restarts(Summary(8, 35.0, 0, 0), 6, 36.0)
+    assert (node.wait, node.depth) == (10.0, 1)
+    assert Patience.of(10.0).restarts(known, 7, 10.0)
+
+
+# --- the walk without faults --------------------------------------------------------------------------------------------------
+
+
+def test_without_faults_one_walk_visits_the_nodes_of_a_regular_graph_equally_often():
+    n, graph = 20, ring(20, 6)
+    trace = simulate(graph, generator(3), cycles=6000)
+    assert len(trace.lives) == 1
+    assert trace.mean_live() == pytest.approx(1, rel=1e-12)
+    assert np.array_equal(trace.lineage(), np.arange(len(trace)))
+    assert np.array_equal(trace.step, np.arange(1, len(trace) + 1))
+    assert (np.diff(trace.time) >= 0.1).all()
+    assert (np.diff(trace.time) <= 1.0).all()
+    assert len(trace) == pytest.approx(6000 / 0.55, rel=0.03)
+    moves = np.stack([trace.node[:-1], trace.node[1:]])
+    counts = np.zeros((n, n))
+    np.add.at(counts, (moves[0], moves[1]), 1)
+    allowed = graph.adjacency().toarray() > 0
+    assert counts[~allowed].sum() == 0
+    told = sum(stats.chisquare(row[mask]).statistic for row, mask in zip(counts, allowed, strict=True))
+    assert stats.chi2.sf(told, 5 * n) > 1e-3  # uniform over the six neighbours of each node
+    visits = np.bincount(trace.node, minlength=n) / len(trace)
+    # where all nodes see the same, Var of the share of one after t visits -> sum over lambda != 1 of (1 + lambda) / (1 - lambda)
+    # / (n^2 t); the largest of 20 within 4 standard deviations, their mean square within 2.2 times the variance (0.3 to 2.2)
+    values = np.linalg.eigvalsh(graph.transition())[:-1]
+    variance = float(((1 + values) / (1 - values)).sum()) / n**2 / len(trace)
+    assert np.abs(visits - 1 / n).max() < 4 * math.sqrt(variance) < 0.25 / n
+    assert 0.3 < ((visits - 1 / n) ** 2).mean() / variance < 2.2
+
+
+def test_the_place_of_the_walk_spreads_as_the_powers_of_the_transition_matrix():
+    n, walks, hops = 9, 1500, 4
+    graph = ring(n, 2)
+    ends = [int(simulate(graph, generator(s), cycles=100, updates=hops + 1).node[hops]) for s in range(walks)]
+    exact = np.linalg.matrix_power(graph.transition(), hops)[0]
+    counts = np.bincount(ends, minlength=n)
+    assert counts[exact == 0].sum() == 0  # after 4 hops on a ring of 9 four nodes cannot be reached
+    assert (exact == 0).sum() == 4
+    assert stats.chisquare(counts[exact > 0], walks * exact[exact > 0]).pvalue > 1e-3
+    gap = graph.spectral_gap()
+    assert np.abs(exact - 1 / n).max() <= (1 - gap) ** hops
+
+
+def test_uses_of_a_record_are_binomial_on_a_graph_that_mixes_at_once():
+    # all others are neighbours: after t visits the uses of a record are nearly Binomial(t, 1/n); each trace gives n of them
+    n, t, most = 40, 200, 8
+    graph = from_edges(n, [(i, j) for i in range(n) for j in range(i)])
+    counts = np.concatenate(
+        [np.bincount(simulate(graph, generator(s), cycles=1e4, updates=t).node, minlength=n) for s in range(20)]
+    )
+    assert counts.mean() == pytest.approx(t / n)
+    tail = float((counts > most).mean())
+    exact = stats.binom.sf(most, t, 1 / n)  # 0.067: not coming back at once moves it by a few percent of itself
+    assert tail == pytest.approx(exact, abs=4 * math.sqrt(exact / len(counts)))
+    assert tail > 0.5 * exact
+
+
+def test_the_same_generator_gives_the_same_trace():
+    graph, faults = random_out(30, 4, generator(1)), Faults(survive=0.95, online=0.8, session=20.0)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    a, b = (simulate(graph, generator(4), cycles=150, faults=faults) for _ in range(2))
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("time", "node", "step", "walk", "parent"))
+    assert a.lives == b.lives
+    assert not np.array_equal(a.node[:50], simulate(graph, generator(5), cycles=150, faults=faults).node[:50])
+
+
+# --- faults -------------------------------------------------------------------------------------------------------------------
+
+
+def test_walks_live_as_long_as_their_messages_survive():
+    # hops of a walk are geometric with mean 1 / (1 - p); without restarts the first loss ends everything
+    p, graph = 0.9, ring(6, 4)
+    traces = [simulate(graph, generator(s), cycles=150, faults=Faults(survive=p), restart=False) for s in range(300)]
+    assert all([life.cause for life in trace.lives] == ["lost"] for trace in traces)
+    visits = np.array([len(trace) for trace in traces])
+    assert visits.mean() == pytest.approx(1 / (1 - p), abs=4 * math.sqrt(p) / (1 - p) / math.sqrt(300))
+    ended = [trace for trace in traces if trace.lives[0].end < 75]
+    assert len(ended) > 290
+    assert max(trace.mean_live(75.0) for trace in ended) < 1e-12
+
+
+def test_a_lost_walk_is_restarted_where_it_was_last_seen_after_the_limit():
+    graph = random_out(40, 8, generator(2))
+    trace = simulate(graph, generator(3), cycles=3000, faults=Faults(survive=0.97), limit=15.0)
+    gaps = trace.spells(least=0, most=0)
+    assert len(gaps) > 40
+    # the last node counts from the arrival there and looks once a cycle: limit + (0 to 1) - the delay of the lost message; a walk
+    # that is lost on its first hop waits for the next trigger, of another node and less than two cycles earlier in its own cycle
+    assert min(gaps) > 15 - 2
+    assert np.mean(gaps) == pytest.approx(15 - 0.55 + 0.5, abs=0.4)
+    line = trace.lineage()
+    assert np.array_equal(trace.step[line], np.arange(1, trace.step.max() + 1))
+    assert (trace.parent[line[1:]] == line[:-1]).all()
+    restarts = np.flatnonzero(np.diff(trace.walk[line]))
+    assert len(restarts) > 40
+    for i in restarts:  # the restarted walk goes on from the model of the node that it was last seen at, to a neighbour
+        assert trace.node[line[i + 1]] in graph.neighbours[trace.node[line[i]]]
+
+
+def test_duplicates_are_ended_and_without_the_rule_they_are_not():
+    graph, faults = random_out(40, 8, generator(2)), Faults(online=0.6, session=15.0)
+    asked = {"cycles": 800, "faults": faults, "limit": 8.0}
+    kept, wild = (simulate(graph, generator(6), terminate=t, **asked) for t in (True, False))
+    assert sum(life.cause == "duplicate" for life in kept.lives) > 10
+    assert sum(life.cause == "duplicate" for life in wild.lives) == 0
+    assert kept.mean_live(100.0) < 1.6 < 3 < wild.mean_live(100.0)
+    assert max(kept.spells(least=2)) < 60
+
+
+def test_dead_nodes_are_never_visited():
+    trace = simulate(ring(12, 6), generator(1), cycles=400, faults=Faults(dead=(3, 4, 7)))
+    assert set(trace.node.tolist()) == set(range(12)) - {3, 4, 7}
+
+
+# --- traces -------------------------------------------------------------------------------------------------------------------
+
+
+def made():
+    """Walk 0 makes visits 0, 1, 2 and is lost at 4; walk 1 restarts at 6 from visit 1; walk 2 is a duplicate of 7 to 8.5."""
+    lives = (Life(0.0, 4.0, "lost"), Life(6.0, 10.0, "alive"), Life(7.0, 8.5, "duplicate"))
+    visits = [(0.0, 0, 1, 0, -1), (1.0, 2, 2, 0, 0), (3.0, 1, 3, 0, 1), (6.5, 2, 3, 1, 1), (8.5, 0, 3, 2, 1), (9.0, 0, 4, 1, 3)]
+    time, node, step, walk, parent = (np.array(c) for c in zip(*visits, strict=True))
+    return Trace(4, 10.0, time, node, step, walk, parent, lives)
+
+
+def test_a_trace_tells_lives_lines_and_uses():
+    trace = made()
+    assert trace.lineage().tolist() == [0, 1, 3, 5]
+    assert trace.uses().tolist() == [1, 1, 1, 2, 2, 3]
+    times, number = trace.live()
+    assert times.tolist() == [0, 4, 6, 7, 8.5]
+    assert number.tolist() == [1, 0, 1, 2, 1]
+    assert trace.mean_live() == pytest.approx((4 + 4 + 1.5) / 10)
+    assert trace.mean_live(5.0) == pytest.approx((4 + 1.5) / 5)
+    assert trace.spells(least=0, most=0) == [2.0]
+    assert trace.spells(least=2) == [1.5]
+    early = trace.until(7.5)
+    assert early.lineage().tolist() == [0, 1, 3]
+    assert early.mean_live() == pytest.approx((4 + 1.5 + 0.5) / 7.5)
+    with pytest.raises(ArgumentError, match="start: expected a time in"):
+        trace.mean_live(10.0)
