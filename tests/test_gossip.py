@@ -116,13 +116,22 @@ def test_without_faults_one_walk_visits_the_nodes_of_a_regular_graph_equally_oft
     assert counts[~allowed].sum() == 0
     told = sum(stats.chisquare(row[mask]).statistic for row, mask in zip(counts, allowed, strict=True))
     assert stats.chi2.sf(told, 5 * n) > 1e-3  # uniform over the six neighbours of each node
-    visits = np.bincount(trace.node, minlength=n) / len(trace)
-    # where all nodes see the same, Var of the share of one after t visits -> sum over lambda != 1 of (1 + lambda) / (1 - lambda)
-    # / (n^2 t); the largest of 20 within 4 standard deviations, their mean square within 2.2 times the variance (0.3 to 2.2)
+
+
+def test_visits_of_a_regular_graph_are_equally_frequent_with_the_variance_of_the_chain():
+    # Var of the share of a node after t visits -> sum over lambda != 1 of (1 + lambda) / (1 - lambda) / (n^2 t); over 16 traces
+    # the mean square is within 3.5 of its standard errors (0.19 of the variance), and the largest of 320 shares within 4.5
+    n, graph = 20, ring(20, 6)
     values = np.linalg.eigvalsh(graph.transition())[:-1]
-    variance = float(((1 + values) / (1 - values)).sum()) / n**2 / len(trace)
-    assert np.abs(visits - 1 / n).max() < 4 * math.sqrt(variance) < 0.25 / n
-    assert 0.3 < ((visits - 1 / n) ** 2).mean() / variance < 2.2
+    ratios, largest = [], 0.0
+    for s in range(16):
+        trace = simulate(graph, generator(s), cycles=500)
+        shares = np.bincount(trace.node, minlength=n) / len(trace) - 1 / n
+        variance = float(((1 + values) / (1 - values)).sum()) / n**2 / len(trace)
+        ratios.append((shares**2).mean() / variance)
+        largest = max(largest, np.abs(shares).max() / math.sqrt(variance))
+    assert np.mean(ratios) == pytest.approx(1, abs=0.65)
+    assert largest < 4.5
 
 
 def test_the_place_of_the_walk_spreads_as_the_powers_of_the_transition_matrix():
