@@ -13,7 +13,7 @@ ROWS = [
     {"stores"},
     {"recorder", "walkers", "ensembles", "quantities"},
     {"experiment", "measure"},
-    {"runs", "escapes", "chains", "forecast"},
+    {"runs", "comparison", "escapes", "chains", "forecast"},
     {"evidence"},
     {"claims"},
     {"checks", "diagnosis", "figures", "integrations"},
