@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp, vmap
+from torch.func import functional_call, grad, vmap
 
 from sgdscope.errors import ArgumentError, DataError, SurfaceError
 from sgdscope.escapes.potentials import F64, Potential, above, count
@@ -112,11 +112,10 @@ class Network(Potential):
     def hvp(self, vector: Tensor) -> Tensor:
         """The Hessian of the mean loss at the start times a vector [P]."""
 
-        def gradient(theta: Tensor) -> Tensor:
-            found: Tensor = grad(self._loss)(theta, self.x, self.y)
-            return found
+        def slope(theta: Tensor) -> Tensor:
+            return torch.dot(grad(self._loss)(theta, self.x, self.y), vector.to(F64))
 
-        product: Tensor = jvp(gradient, (self._start,), (vector.to(F64),))[1]
+        product: Tensor = grad(slope)(self._start)
         return product
 
     def sharpness(self) -> float:

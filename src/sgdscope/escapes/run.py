@@ -19,6 +19,7 @@ from sgdscope.escapes.potentials import F64, Potential, above, count
 from sgdscope.escapes.valleys import Valley, outside
 from sgdscope.statistics import Interval, exponential_rate, exponentiality
 
+SETTLING = 16  # updates without noise after which a walker that left must not be higher than where it left
 CHUNK = 64  # updates between two looks at who is still inside; they change nothing but the cost
 RARE = 10.0  # median waiting time, in updates, below which a rate says nothing of a valley; chosen here
 LEAST, FAR = 0.01, 0.05  # p and distance from the exponential law from which on it is said, both needed: of thousands of
@@ -34,7 +35,7 @@ class Waiting:
         censored: [W], whether it ended first.
         exits: [W, d], the first point outside; of a censored walker the point at which it was last looked at.
         lr: learning rate: a waiting time in continuous time is lr x times.
-        diverged: walkers whose first point outside was not finite, or whose loss was not.
+        diverged: walkers whose first point outside was not finite, or from where descent without noise at this lr climbs.
         momentum: of the walk.
         typeii: whether the observation ended with an escape, at a share of walkers that was chosen beforehand.
     """
@@ -185,7 +186,8 @@ def escape(
     Raises:
         ArgumentError: an argument is out of range, the start lies outside of the valley, or it is no finite point.
 
-    Cost: a gradient (and with `LossLevel` a loss) a walker and update, about `enough`-quantile of the waiting times.
+    Cost: a gradient (and with `LossLevel` a loss) a walker and update, up to the `enough`-quantile of the waiting times; 16
+    full gradients a walker at the end.
 
     Source: Xie et al. (2002.03495), section 5; diffusion_langevin_distributed, 1.3 and warnings 3 and 4.
 
@@ -247,8 +249,17 @@ def _watch(group: _Walkers, valley: Valley, until: tuple[int, int], progress: Ca
         end = float(times[left].sort().values[wanted - 1])
         left = left & (times <= end)
         times = times.clamp(max=end)
-    bad = ~torch.isfinite(exits).all(-1)
-    return Waiting(times.numpy(), ~left.numpy(), exits, group.lr, int((bad & left).sum()), group.momentum, ended)
+    diverged = int(_unsettled(group.potential, exits[left], group.lr).sum())
+    return Waiting(times.numpy(), ~left.numpy(), exits, group.lr, diverged, group.momentum, ended)
+
+
+def _unsettled(potential: Potential, exits: Tensor, lr: float) -> Tensor:
+    """Which of the points where walkers left are not finite, or from where plain descent at this lr climbs, bool."""
+    points = exits
+    for _ in range(SETTLING if len(exits) else 0):
+        points = points - lr * potential.gradient(points)
+    before, after = (potential.value(p) if len(exits) else torch.zeros(0) for p in (exits, points))
+    return ~(after <= before + 1e-9 * before.abs())
 
 
 @dataclass(frozen=True)

@@ -247,14 +247,15 @@ def place(runs: Sequence[Evidence]) -> dict[str, float | str]:
         runs: of `study`.
 
     Returns:
-        kinds; relaxations (the least lr lambda_1 tau), tau_least and tau_most, share of runs whose times are exponential
-        (p >= 0.01), and escapes, the least of a run; NaN where nothing escaped.
+        kinds; lr_sharpness (the largest lr lambda_1), relaxations (the least lr lambda_1 tau), tau_least and tau_most, share of
+        runs whose times are exponential (p >= 0.01), and escapes, the least of a run; NaN where nothing escaped.
     """
     found = stays(runs)
     taus = [float(np.exp(s.point.log_tau)) for s in found]
     ps = [p for s in found if (p := s.told.get("exponential_p")) is not None]
     return {
         "kinds": ", ".join(sorted({_kind(run) for run in runs})) or "none",
+        "lr_sharpness": max((s.point.lr * float(s.told["sharpness"]) for s in found), default=nan),
         "relaxations": min((s.relaxations for s in found), default=nan),
         "tau_least": min(taus, default=nan),
         "tau_most": max(taus, default=nan),
@@ -320,9 +321,9 @@ def drawn(
         random, found = np.random.default_rng(seed), []
         for s in range(100 * seed, 100 * seed + seeds):
             for setting in settings:
-                times = np.ceil(random.exponential(np.exp(log_tau(setting)), walkers))
-                waited = escapes.Waiting(times, np.zeros(walkers, bool), torch.zeros(walkers, 1), float(setting["lr"]))
-                extra = waited.told() | {"sharpness": sharp * float(setting.get("k", 1.0))}
+                total = float(np.ceil(random.exponential(np.exp(log_tau(setting)), walkers)).sum())
+                extra = {"tau": total / walkers, "escapes": walkers, "diverged": 0, "exponential_p": 0.5}
+                extra["sharpness"] = sharp * float(setting.get("k", 1.0))
                 found.append(Evidence(dict(setting) | {"seed": s}, xr.Dataset(), {}, extra))
         return found
 

@@ -87,7 +87,7 @@ WHITE_SHARPNESS = [setting(WELLS, white(0.08), 0.02, k) for k in (1.0, 1.5, 2.2,
 WHITE_SHARPNESS += [setting(TANG_ITSELF, white(8.0), 0.002, k) for k in (1.0, 1.5, 2.2, 3.3)]
 TEMPERATURE = [setting(WELLS, white(d), 0.04) for d in (0.07, 0.08, 0.095, 0.115)]
 TEMPERATURE += [setting(TANG_ITSELF, white(d), 0.002) for d in (7.0, 8.0, 9.0, 10.5)]
-PARALLEL = [setting(WELLS | {"potential": {"kind": "wells", "d": d}}, white(0.07), 0.04, walkers=600) for d in (1, 2, 4, 8)]
+PARALLEL = [setting(WELLS | {"potential": {"kind": "wells", "d": d}}, white(0.05), 0.05, walkers=600) for d in (1, 2, 4)]
 UNEVEN = {"potential": {"kind": "wells", "stretch": sqrt(2.0)}, "valley": {"kind": "threshold", "at": 0.0}}
 OCCUPATION = [setting(UNEVEN, shaped(0.1 * ratio), 0.1, updates=n) for ratio, n in ((6, 8_000), (8, 12_000), (10, 24_000))]
 OCCUPATION += [setting(UNEVEN, white(d), 0.1, updates=n) for d, n in ((0.14, 6_000), (0.11, 9_000), (0.09, 15_000))]
