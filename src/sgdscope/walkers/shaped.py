@@ -372,13 +372,13 @@ class ShapedNoise(_Disturbed):
         self.measured_at = self._update
 
     def _variance(self, theta: Tensor) -> Tensor:
-        """diag(C) [P] float64, chunk by chunk, from deviations from the mean (Chan, Golub & LeVeque 1983)."""
+        """diag(C) [P] float64 from deviations from the mean (Chan, Golub & LeVeque 1983); within a chunk in its own dtype."""
         mean, squares = (torch.zeros(theta.numel(), dtype=torch.float64, device=theta.device) for _ in range(2))
         seen = 0
         for chunk in self._surface.gradient_chunks(theta, None, self._buffers):
-            rows = chunk.double()
-            own, n = rows.mean(0), len(rows)
-            squares += (rows - own).square_().sum(0) + (own - mean).square() * (seen * n / (seen + n))
+            own, n = chunk.mean(0), len(chunk)
+            within, own = (chunk - own).square_().sum(0).double(), own.double()
+            squares += within + (own - mean).square() * (seen * n / (seen + n))
             mean += (own - mean) * (n / (seen + n))
             seen += n
         return squares / seen
