@@ -7,8 +7,16 @@ import pytest
 import torch
 from scipy import stats
 
+from sgdscope.ensembles.gossip import GossipWalk
 from sgdscope.errors import ArgumentError
+from sgdscope.experiment.gossip import walk_service
 from sgdscope.gossip import Faults, Graph, Life, Patience, Summary, Trace, from_edges, goes_on, newer, random_out, ring, simulate
+from sgdscope.measure import measure
+from sgdscope.recorder import every
+from sgdscope.report import report
+from sgdscope.runs import open_trajectory
+from sgdscope.surface import LossSurface
+from sgdscope.walkers.private import PrivateSGD
 
 
 def generator(seed=0):
@@ -247,3 +255,76 @@ def test_a_trace_tells_lives_lines_and_uses():
     assert early.mean_live() == pytest.approx((4 + 1.5 + 0.5) / 7.5)
     with pytest.raises(ArgumentError, match="start: expected a time in"):
         trace.mean_live(10.0)
+
+
+# --- the ensemble and its recorded walk ---------------------------------------------------------------------------------------
+
+
+def walk_of(path, **more):
+    torch.manual_seed(3)
+    model = torch.nn.Linear(3, 1, bias=False).double()
+    x = torch.randn(12, 3, generator=generator(4), dtype=torch.float64)
+    data = x / x.norm(dim=1, keepdim=True), torch.sign(x[:, 0] + 0.3 * x[:, 1])
+
+    def loss(m, batch):
+        return torch.nn.functional.softplus(-batch[1] * m(batch[0]).squeeze(1)).mean()
+
+    asked = {"lr": lambda t: 0.5 / (1 + 0.1 * t), "updates": 60, "seed": 5, "snapshots": every(1)} | more
+    walk_service(path, model, loss, data, **asked)
+    return open_trajectory(path), LossSurface(model, loss, data), model
+
+
+def test_a_recorded_walk_tells_its_hops_and_is_the_walk_by_hand(tmp_path):
+    run, surface, _ = walk_of(tmp_path / "run", service={"survive": 0.9, "degree": 4})
+    steps = run.steps
+    assert steps["hop"].values.tolist() == list(range(60))
+    assert steps["walk"].values[-1] > 2  # restarted
+    assert (np.diff(steps["cycle"].values) > 0).all()
+    theta, x, y = run.theta(0), *surface_data(surface)
+    for t in range(60):
+        i = int(steps["node"].values[t])
+        slope = torch.sigmoid(-y[i] * (x[i] @ theta))
+        theta = theta + 0.5 / (1 + 0.1 * t) * slope * y[i] * x[i]
+    torch.testing.assert_close(run.theta(60), theta, rtol=1e-12, atol=1e-14)
+    measured = measure(run, surface, ["motion"])
+    assert measured["motion"].sizes["step"] == 60
+    report(tmp_path / "run", tmp_path / "walk.html")
+    assert "motion" in (tmp_path / "walk.html").read_text()
+
+
+def surface_data(surface):
+    x = torch.randn(12, 3, generator=generator(4), dtype=torch.float64)
+    return x / x.norm(dim=1, keepdim=True), torch.sign(x[:, 0] + 0.3 * x[:, 1])
+
+
+def test_a_private_walk_charges_lost_visits_too(tmp_path):
+    points = [torch.nn.Parameter(torch.ones(2, dtype=torch.float64)) for _ in range(2)]
+    ledgers = []
+    for point, spent in zip(points, ("skip", "refuse"), strict=True):
+        member = PrivateSGD([point], 0.1, eps=30.0, uses=60, spent=spent)
+        walk = GossipWalk([member], nodes=10, degree=3, updates=80, survive=0.8, online=0.7, session=8.0, generator=generator(1))
+        for _ in range(80):
+            visit = walk.visits[0]
+            point.grad = torch.zeros(2, dtype=torch.float64)
+            walk.step()
+            assert member.ledger.used(visit.node) == visit.use
+        ledgers.append([member.ledger.used(i) for i in range(10)])
+    trace = walk.traces[0]
+    assert len(trace) > 80
+    before = int(trace.lineage()[-1]) + 1
+    assert ledgers[0] == ledgers[1] == np.bincount(trace.node[:before], minlength=10).tolist()
+    with pytest.raises(ArgumentError, match="updates: walk 0 has made all its 80"):
+        walk.step()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: GossipWalk([]), "members: expected at least one"),
+        (lambda: GossipWalk([torch.optim.SGD([torch.zeros(1, requires_grad=True)])], nodes=5, degree=5), "degree: expected"),
+        (lambda: walk_service(None, None, None, (torch.zeros(3), torch.zeros(2)), lr=0.1, updates=1), "data: expected x and y"),
+    ],
+)
+def test_wrong_walks_are_refused(make, message):
+    with pytest.raises(ArgumentError, match=message):
+        make()
