@@ -144,6 +144,8 @@ def weighted_beats_plain(runs: Sequence[Evidence]) -> Verdict:
     reason = "relative to the plain average's, the loss of the weighted one changes by " + "; ".join(
         f"{_said(mean, (low, high))} at {name}" for name, (mean, low, high) in cells.items()
     )
+    if alone:
+        reason += "; relative to the fastest worker alone by " + "; ".join(f"{alone[name][0]:+.2g} at {name}" for name in alone)
     mean, low, high = cells[worst]
     n = len({r.settings["seed"] for r in near})
     details = {"relative_to_plain": cells, "relative_to_fastest_alone": alone, "barriers_left_out": len(unequal) - len(near)}

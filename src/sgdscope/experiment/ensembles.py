@@ -181,12 +181,10 @@ def run_ensemble(
     walking = [m for m in made if m.updates]
     if told.options.get("mode", "simuparallel") == "simuparallel":
         _apart(walking, path, data_dir, jobs, engine, progress)
-        replicas = [_end(m, path, data_dir) for m in made]
-        combination = _combined(told, made, replicas, path)
+        combination = _combined(told, made, [_end(m, path, data_dir) for m in made], path)
     else:
         combination = _together(experiment, made, path, data_dir, progress)
-        replicas = [_end(m, path, data_dir) for m in made]
-    _tell(experiment, made, replicas, combination, path, data_dir)
+    tell(experiment, made, combination, path, data_dir=data_dir)
     return path
 
 
@@ -218,7 +216,8 @@ def _end(member: Member, path: Path, data_dir: str | Path | None) -> Snapshot:
     """The last point of a member; its start if it made no update."""
     if not member.updates:
         return Loop(member.experiment, data_dir).snapshot()
-    return ZarrStore.read(path / member.name).read_snapshot(member.updates)
+    stored = ZarrStore.read(path / member.name)
+    return stored.read_snapshot(int(stored.snapshot_steps[-1]))
 
 
 def _combined(told: Ensemble, made: Sequence[Member], replicas: Sequence[Snapshot], path: Path) -> Combination:
@@ -295,47 +294,48 @@ def barrier(surface: Surface, start: Snapshot, end: Snapshot, *, header: Header 
     return {"barrier": float(losses[1:-1].max() - max(losses[0], losses[-1])), "losses": losses.tolist()}
 
 
-def _tell(
+def tell(
     experiment: Experiment,
     made: Sequence[Member],
-    replicas: Sequence[Snapshot],
     found: Combination,
     path: Path,
-    data_dir: str | Path | None,
+    *,
+    data_dir: str | Path | None = None,
 ) -> None:
-    """Write OUT/average and OUT/ensemble.json."""
+    """Write OUT/average and OUT/ensemble.json from the recorded members and their combination.
+
+    Args:
+        experiment: with an ensemble.
+        made: its members, with the updates that they made; their runs lie in the folder, but for the lost ones.
+        found: the combination.
+        path: OUT.
+        data_dir: folder of the real data files.
+    """
     plain = Experiment(**{key: value for key, value in experiment.described().items() if key != "ensemble"})
     surface = surface_of(plain, data_dir)
-    header = ZarrStore.read(path / next(m.name for m in made if m.updates)).header
     left = [i for i in range(len(made)) if i not in found.lost]
-    average = Snapshot(0, found.theta, _buffers(header, replicas, found.weights))
-    plainly = [1 / len(left) if i in left else 0.0 for i in range(len(made))]
-    theta = combined([[replicas[i].theta] for i in left], [1] * len(left), scheme="equal").theta
-    equal = Snapshot(0, theta, _buffers(header, replicas, plainly))
-    between = [{"from": a, "to": b} | barrier(surface, replicas[a], replicas[b], header=header) for a, b in pairwise(left)]
-    losses = [_value(surface, header, replica) for replica in replicas]
-    fitted = found.fitted
+    header = ZarrStore.read(path / next(made[i].name for i in left if made[i].updates)).header
+    ends = {i: _end(m, path, data_dir) for i, m in enumerate(made) if i in left or (path / m.name / "run.json").is_file()}
+    average = Snapshot(0, found.theta, _buffers(header, [(found.weights[i], ends[i]) for i in left]))
+    theta = combined([[ends[i].theta] for i in left], [1] * len(left), scheme="equal").theta
+    equal = Snapshot(0, theta, _buffers(header, [(1 / len(left), ends[i]) for i in left]))
+    between = [{"from": a, "to": b} | barrier(surface, ends[a], ends[b], header=header) for a, b in pairwise(left)]
+    losses = {i: _value(surface, header, end) for i, end in ends.items()}
     described: dict[str, Any] = {
         "experiment": experiment.described(),
         "members": [
-            {
-                "run": m.name,
-                "seed": m.experiment.seed,
-                "updates": m.updates,
-                "weight": w,
-                "lost": i in found.lost,
-                "loss": losses[i],
-            }
+            {"run": m.name, "seed": m.experiment.seed, "updates": m.updates, "weight": w, "lost": i in found.lost}
+            | {"loss": losses.get(i)}
             for i, (m, w) in enumerate(zip(made, found.weights, strict=True))
         ],
         "scheme": found.scheme,
         "rate": found.rate,
-        "rate_stderr": fitted.stderr if fitted is not None else None,
-        "rate_fitted": fitted is not None,
+        "rate_stderr": found.fitted.stderr if found.fitted is not None else None,
+        "rate_fitted": found.fitted is not None,
         "sentence": found.sentence,
         "loss_average": _value(surface, header, average),
         "loss_equal": _value(surface, header, equal),
-        "loss_members": math.fsum(w * loss for w, loss in zip(found.weights, losses, strict=True) if w),
+        "loss_members": math.fsum(found.weights[i] * losses[i] for i in left),
         "barrier": max((segment["barrier"] for segment in between), default=None),
         "segments": between,
         "alphas": ALPHAS,
@@ -359,16 +359,15 @@ def _value(surface: Surface, header: Header, point: Snapshot) -> float:
     return float(surface.value(point.theta, buffers))
 
 
-def _buffers(header: Header, replicas: Sequence[Snapshot], weights: Sequence[float]) -> Tensor:
-    """Buffers averaged with the same weights; those that are no floats are of the heaviest replica."""
+def _buffers(header: Header, weighted: Sequence[tuple[float, Snapshot]]) -> Tensor:
+    """Buffers averaged with the weights of theta; those that are no floats are of the heaviest replica."""
     layout = header.buffer_layout
     if not layout.size:
-        return replicas[0].buffers.clone()
-    each = [layout.restore(replica.buffers) for replica in replicas]
-    heaviest = max(range(len(weights)), key=lambda i: weights[i])
+        return weighted[0][1].buffers.clone()
+    each = [(w, layout.restore(end.buffers)) for w, end in weighted]
     mixed = {}
-    for name, value in each[heaviest].items():
-        parts = [w * own[name].double() for w, own in zip(weights, each, strict=True) if w]
+    for name, value in max(each, key=lambda one: one[0])[1].items():
+        parts = [w * own[name].double() for w, own in each]
         mixed[name] = torch.stack(parts).sum(0).to(value.dtype) if value.is_floating_point() else value
     return layout.pack(mixed)
 

@@ -1,0 +1,222 @@
+"""Weighted parallel SGD for real: a process a member, a deadline in seconds, and whoever has not come by then is left out.
+
+``torchrun --nproc_per_node 4 -m sgdscope.experiment.processes EXPERIMENT.toml OUT --deadline 30`` walks the members of the
+experiment side by side. torchrun ends all processes when one is killed; started otherwise (with MASTER_ADDR, MASTER_PORT, RANK
+and WORLD_SIZE), the others go on without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from sgdscope.errors import ArgumentError, StoreError
+from sgdscope.experiment.description import Experiment, load_toml
+from sgdscope.experiment.ensembles import members, tell
+from sgdscope.experiment.loop import Loop
+from sgdscope.experiment.running import recorded
+from sgdscope.replicas import Combination, Scheme, combined
+from sgdscope.stores.zarr import ZarrStore
+
+log = logging.getLogger(__name__)
+dist: Any = torch.distributed  # its types leave out most of what is used here
+POLL = 0.05  # seconds between two looks at who has come
+
+
+def collect(
+    theta: Sequence[Tensor],
+    workload: int,
+    *,
+    store: Any,
+    rank: int,
+    world: int,
+    grace: float = 10.0,
+    losses: ArrayLike = (),
+    scheme: Scheme = "geometric",
+    rate: float | None = None,
+    distance: float | None = None,
+    variance: float | None = None,
+) -> Combination | None:
+    """Bring the replicas of processes together on rank 0 and average those that come in time.
+
+    Each process announces itself in the store; `grace` seconds after its own call rank 0 takes theta over gloo from those that
+    are there, one pair of processes at a time, so that a process that dies, even while it sends, costs nothing but itself.
+
+    Args:
+        theta: tensors of this process's replica, on the CPU.
+        workload: its updates.
+        store: that all processes reach, such as that of ``torch.distributed.rendezvous``.
+        rank: of this process; 0 combines.
+        world: number of processes.
+        grace: seconds that rank 0 waits for the others.
+        losses: loss before each update of this process, from which the rate is fitted.
+        scheme: of the weights.
+        rate: contraction of an update; None to fit it.
+        distance: see `replicas.weights`.
+        variance: see `replicas.weights`.
+
+    Returns:
+        On rank 0 the combination; a process that did not come is lost in it, and that is said. None on the others.
+
+    Raises:
+        ArgumentError: no process came, or see `replicas.combined`.
+        NotAvailableError: the rate is to be fitted and the losses show none.
+
+    Cost: each replica crosses the network once.
+    """
+    own = dist.PrefixStore("sgdscope/parallel", store)
+    curve = [float(x) for x in torch.as_tensor(losses, dtype=torch.float64).tolist()]
+    told = json.dumps({"workload": int(workload), "losses": curve})
+    flat = torch.cat([t.detach().reshape(-1) for t in theta])
+    if rank:
+        _send(own, rank, told, flat, grace)
+        return None
+    came = {0: json.loads(told)} | _wait(own, world, grace)
+    replicas: list[list[Tensor] | None] = [[flat]]
+    replicas += [_receive(own, r, flat, grace) if r in came else None for r in range(1, world)]
+    workloads = [came[r]["workload"] if r in came else 0 for r in range(world)]
+    curves = [came[r]["losses"] if r in came else [] for r in range(world)]
+    found = combined(replicas, workloads, scheme=scheme, rate=rate, losses=curves, distance=distance, variance=variance)
+    log.info("%s", found.sentence)
+    return found
+
+
+def _wait(store: Any, world: int, grace: float) -> dict[int, dict[str, Any]]:
+    """Who announces itself before the time is up."""
+    end, came = time.monotonic() + grace, dict[int, dict[str, Any]]()
+    while True:
+        for r in range(1, world):
+            if r not in came and store.check([f"done/{r}"]):
+                came[r] = json.loads(store.get(f"done/{r}"))
+        if len(came) == world - 1 or time.monotonic() >= end:
+            return came
+        time.sleep(POLL)
+
+
+def _receive(store: Any, rank: int, like: Tensor, grace: float) -> list[Tensor] | None:
+    """Theta of a process; None if it is gone."""
+    values = torch.empty_like(like)
+    try:
+        store.set(f"turn/{rank}", "now")
+        pair = dist.ProcessGroupGloo(dist.PrefixStore(f"pair/{rank}", store), 0, 2, timedelta(seconds=grace))
+        pair.recv([values], 1, 0).wait(timedelta(seconds=grace))
+    except (RuntimeError, ValueError) as error:
+        log.warning("process %d is lost while it sends: %s", rank, error)
+        return None
+    return [values]
+
+
+def _send(store: Any, rank: int, told: str, flat: Tensor, grace: float) -> None:
+    """Announce, wait for the turn, send; a process that comes too late is told nothing more."""
+    store.set(f"done/{rank}", told)
+    try:
+        store.wait([f"turn/{rank}"], timedelta(seconds=4 * grace + 60))
+        pair = dist.ProcessGroupGloo(dist.PrefixStore(f"pair/{rank}", store), 1, 2, timedelta(seconds=grace))
+        pair.send([flat], 0, 0).wait(timedelta(seconds=grace))
+    except (RuntimeError, ValueError) as error:
+        log.warning("process %d came too late, or rank 0 is gone: %s", rank, error)
+
+
+def walk(
+    experiment: Experiment,
+    out: str | Path,
+    *,
+    deadline: float,
+    grace: float = 10.0,
+    pause: float = 0.0,
+    data_dir: str | Path | None = None,
+) -> Combination | None:
+    """Walk and record the member of this process until the deadline, then bring all together on rank 0.
+
+    The updates of a member are those that its process has finished at the deadline, at most those of the phases. OUT/member-r is
+    an ordinary run that stopped there; rank 0 writes OUT/average and OUT/ensemble.json, as `run_ensemble` does, and needs
+    to read the runs of the others in OUT.
+
+    Args:
+        experiment: with an ensemble in mode simuparallel of as many members as processes; workloads and speeds are not used.
+        out: folder of the ensemble.
+        deadline: seconds from the moment at which all processes are there, > 0.
+        grace: seconds that rank 0 waits for the others after the deadline, > 0.
+        pause: seconds of sleep after each update, to be slow.
+        data_dir: folder of the real data files.
+
+    Returns:
+        The combination on rank 0, None on the others.
+
+    Raises:
+        ArgumentError: the experiment has another number of members or another mode, or a time is out of range.
+        StoreError: a run lies there already.
+    """
+    if not deadline > 0 or not grace > 0 or not pause >= 0:
+        raise ArgumentError(f"deadline, grace, pause: expected > 0, > 0 and >= 0 seconds, got {deadline}, {grace} and {pause}")
+    store, rank, world = next(dist.rendezvous("env://", timeout=timedelta(seconds=60)))
+    whole = Experiment(**experiment.described() | {"ensemble": _all_updates(experiment, world)})
+    made, path = members(whole, data_dir), Path(out)
+    if (path / made[rank].name).exists():
+        raise StoreError(f"{path / made[rank].name} is there already; a walk by the clock cannot go on, choose another folder")
+    loop = Loop(made[rank].experiment, data_dir)
+    _meet(store, world)
+    end = time.monotonic() + deadline
+    with loop.random.installed(loop.experiment.threads), closing(recorded(loop, path / made[rank].name)) as updates:
+        for _ in updates:
+            if time.monotonic() + pause >= end:
+                break
+            time.sleep(pause)
+    losses = ZarrStore.read(path / made[rank].name).steps["loss"].values
+    options = {k: v for k, v in (experiment.ensemble.options if experiment.ensemble else {}).items() if k != "mode"}
+    theta = list(loop.parameters.values())
+    found = collect(theta, loop.step, store=store, rank=rank, world=world, grace=grace, losses=losses, **options)
+    if found is not None:
+        counted = [replace(m, updates=n) for m, n in zip(made, found.workloads, strict=True)]
+        tell(whole, counted, found, path, data_dir=data_dir)
+    return found
+
+
+def _all_updates(experiment: Experiment, world: int) -> dict[str, Any]:
+    told = experiment.ensemble
+    if told is None or told.members != world:
+        came = "none" if told is None else told.members
+        raise ArgumentError(f"ensemble.members: expected {world}, one a process, got {came}")
+    if told.options.get("mode", "simuparallel") != "simuparallel":
+        raise ArgumentError(f"ensemble.mode: expected 'simuparallel' over processes, got '{told.options['mode']}'")
+    plain = {"workloads", "speeds", "deadline", "scatter", "straggling", "slowdown", "lost"}
+    return told.model_dump(mode="json", exclude_none=True, exclude=plain)
+
+
+def _meet(store: Any, world: int) -> None:
+    """Wait until all processes are there, so that one clock is good for all."""
+    store.add("sgdscope/here", 1)
+    while store.add("sgdscope/here", 0) < world:
+        time.sleep(POLL)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Walk the member of this process; see the top of the file."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sgdscope.experiment.processes", description=(__doc__ or "").split("\n", 1)[0]
+    )
+    parser.add_argument("experiment", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--deadline", type=float, required=True, help="seconds")
+    parser.add_argument("--grace", type=float, default=10.0, help="seconds that rank 0 waits for the others")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds of sleep after each update")
+    parser.add_argument("--data-dir", type=Path, default=None)
+    told = parser.parse_args(arguments)
+    walk(load_toml(told.experiment), told.out, deadline=told.deadline, grace=told.grace, pause=told.pause, data_dir=told.data_dir)
+
+
+if __name__ == "__main__":
+    main()
