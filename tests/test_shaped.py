@@ -3,6 +3,7 @@
 import io
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from torch import nn
 
 import test_observer as observer
 from sgdscope.errors import ArgumentError, Outcome, SurfaceError
-from sgdscope.experiment import Experiment, run
+from sgdscope.experiment import Experiment, load_toml, run
+from sgdscope.experiment.loop import Loop
 from sgdscope.landscapes import NoisyQuadratic, Quadratic
+from sgdscope.recorder import Recorder, every
 from sgdscope.runs import open_trajectory
 from sgdscope.surface import LossSurface
 from sgdscope.walkers.shaped import SVAG, ShapedNoise
@@ -375,6 +378,29 @@ def test_a_recorded_run_is_rebuilt_bit_for_bit(case, tmp_path):
     assert len({stored.theta(step).numpy().tobytes() for step in range(12)}) == 12
     for step in (9, 3, 11, 6, 0):
         assert torch.equal(replayed.theta(step), stored.theta(step)), step
+
+
+@pytest.mark.parametrize(("cls", "lr"), [(ShapedNoise, LR), (SVAG, LR / 2)])
+def test_the_recorder_sees_the_raw_gradient_and_the_noisy_step(cls, lr):
+    model, twin = network(), network()
+    walker, other = shaped(model, cls=cls), shaped(twin, cls=cls)
+    gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(mean_loss(twin, inputs()), list(twin.parameters()))])
+    seen = other._disturbed(flat(twin), gradient)
+    with Recorder(None, model, walker, snapshots=every(1), store="memory") as recorder:
+        walk(model, walker, 1)
+    trajectory = recorder.store.trajectory()
+    assert float(trajectory.steps["gradient_norm"][0]) == pytest.approx(float(gradient.norm()), rel=1e-6)
+    assert float(trajectory.steps["update_norm"][0]) == pytest.approx(lr * float(seen.norm()), rel=1e-6)
+    assert float(seen.norm()) != pytest.approx(float(gradient.norm()), rel=0.01)
+    assert torch.equal(trajectory.theta(1), flat(model))
+
+
+def test_the_example_is_a_sweep_over_the_shapes():
+    found = load_toml(Path(__file__).parents[1] / "examples" / "digits_noise.toml").expand()
+    assert [one.phases[0].options["shape"] for one in found[::3]] == ["isotropic", "diagonal", "covariance", "hessian"]
+    loop = Loop(found[-1])
+    assert isinstance(loop.optimizer, ShapedNoise)
+    assert loop.surface(2560).fingerprint()["examples"] == 1437
 
 
 @pytest.mark.parametrize(("cls", "options"), [(ShapedNoise, {"scale": 0.0}), (SVAG, {"substeps": 1})])
