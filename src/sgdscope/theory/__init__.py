@@ -4,6 +4,8 @@ from sgdscope.theory.averaging import averaging_error as averaging_error
 from sgdscope.theory.averaging import averaging_weights as averaging_weights
 from sgdscope.theory.averaging import worker_moments as worker_moments
 from sgdscope.theory.barrier import Barrier as Barrier
+from sgdscope.theory.chains import chain_law as chain_law
+from sgdscope.theory.chains import chain_passage as chain_passage
 from sgdscope.theory.escape import equivalent_share as equivalent_share
 from sgdscope.theory.escape import escape_share as escape_share
 from sgdscope.theory.escape import hessian_noise_time as hessian_noise_time
