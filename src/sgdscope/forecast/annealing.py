@@ -30,7 +30,7 @@ LEAST_ERRORS = 2.0  # drop over its standard error, on held-out data; guess of t
 _SOURCES = {
     "forecast": "annealing_forecast.md, Recommended estimator: three windows, four laws, soft hindcast",
     "surface": "value of the surface; statistics of BatchNorm estimated anew on the training data",
-    "interval": "1.645 sqrt(spread of the laws^2 + hindcast error^2 + (0.1 drop)^2 (+ stderr over the examples^2, held out))",
+    "interval": "1.645 sqrt(spread of the laws^2 + hindcast error^2 + (0.12 drop)^2 (+ stderr over the examples^2, held out))",
     "quiet": "annealing_forecast.md, Recommended estimator (ii): 32 steps of batch 8 x BS at lr_eff / 2",
     "count": "counted",
 }

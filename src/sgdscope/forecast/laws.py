@@ -187,14 +187,14 @@ def _weighted(values: Array, weights: Array) -> Array:
 
 
 Z90 = 1.6448536269514722  # two-sided 90 % of the normal distribution
-MISMATCH = 0.1  # of the drop: average against real decay at the same place, .05-.12 of it by the spec's check on digits
+MISMATCH = 0.12  # of the drop: average against real decay at the same place, .05-.12 of it by the specification's check
 
 
 def half_width(laws: Array, weights: Array, *, error: ArrayLike, drop: ArrayLike) -> Array:
     """How far the truth may lie from the prediction: 90 % of the time within this.
 
-    1.645 sqrt(spread^2 + error^2 + (0.1 drop)^2): spread the root of the plain mean over the known laws of
-    (law - weighted mean)^2, error that of the hindcast, 0.1 drop for what an average and a real decay differ by.
+    1.645 sqrt(spread^2 + error^2 + (0.12 drop)^2): spread^2 the mean over the laws of (law - annealed)^2 with the roots of their
+    weights, error that of the hindcast, 0.12 drop for what an average and a real decay differ by.
 
     Args:
         laws: [..., 4], loss.
@@ -205,8 +205,8 @@ def half_width(laws: Array, weights: Array, *, error: ArrayLike, drop: ArrayLike
     Returns:
         [...], loss.
     """
-    known = weights > 0
-    away = np.where(known, laws - _weighted(laws, weights)[..., None], 0.0)
-    spread = (away**2).sum(-1) / np.maximum(known.sum(-1), 1)
-    wide: Array = Z90 * np.sqrt(spread + np.asarray(error, np.float64) ** 2 + (MISMATCH * np.asarray(drop, np.float64)) ** 2)
+    away = np.where(weights > 0, laws - _weighted(laws, weights)[..., None], 0.0)
+    wide: Array = Z90 * np.sqrt(
+        _weighted(away**2, np.sqrt(weights)) + np.asarray(error, np.float64) ** 2 + (MISMATCH * np.asarray(drop, np.float64)) ** 2
+    )
     return wide
