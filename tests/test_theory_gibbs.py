@@ -89,8 +89,10 @@ def test_temperature_is_that_of_the_quadratic():
 
 
 def test_ratio_of_neglected_to_kept():
-    found = theory.isotropy_ratio(torch.tensor([0.3, -0.4]), [6.0, 8.0], lr=0.2, batch_size=8)
-    assert found.value == pytest.approx(0.2 * 10 / (2 * 8 * 0.5))
+    found = theory.isotropy_ratio(
+        torch.tensor([0.375, -0.5], dtype=torch.bfloat16, requires_grad=True), [6.0, 8.0], lr=0.2, batch_size=8
+    )
+    assert found.value == pytest.approx(0.2 * 10 / (2 * 8 * 0.625))
     assert found.valid
     near = theory.isotropy_ratio([0.003, -0.004], [6.0, 8.0], lr=0.2, batch_size=8)
     assert "r = 25 >= 1" in near.reasons[0]

@@ -68,7 +68,7 @@ def chain_law(
     low, high = float(ends[0]), float(ends[1])
     edges = _edges(low, high, breaks, _narrowest(variance, (low, high), lr, batch_size))
     inside, weights = _points(edges)
-    landing, spread = _update(gradient, variance, inside, lr, batch_size)
+    landing, spread = _update(gradient, variance, inside, lr=lr, batch_size=batch_size)
     moves = _density(landing, spread, inside) * weights
     masses = _stationary(moves)
     lost = float(masses @ np.abs(1 - moves.sum(axis=1)))
@@ -131,7 +131,7 @@ def chain_passage(
     edges = _edges(low, high, [side * b for b in breaks], _narrowest(noise, (low, high), lr, batch_size))
     inside, weights = _points(edges)
     states = np.concatenate([[low], inside, [begin]])
-    landing, spread = _update(pull, noise, states, lr, batch_size)
+    landing, spread = _update(pull, noise, states, lr=lr, batch_size=batch_size)
     moves = np.empty((len(states), len(states)))
     moves[:, 0] = np.exp(log_ndtr((low - landing) / spread))
     moves[:, 1:-1] = _density(landing, spread, inside) * weights
@@ -189,7 +189,7 @@ def _spread(variance: float | Function, x: Array, lr: float, batch_size: float) 
     return np.asarray(lr * np.sqrt(found / batch_size))
 
 
-def _update(gradient: Function, variance: float | Function, x: Array, lr: float, batch_size: float) -> tuple[Array, Array]:
+def _update(gradient: Function, variance: float | Function, x: Array, *, lr: float, batch_size: float) -> tuple[Array, Array]:
     pull = np.broadcast_to(np.asarray(gradient(x), dtype=np.float64), x.shape)
     if not np.isfinite(pull).all():
         raise ArgumentError("gradient: expected finite values between the ends")

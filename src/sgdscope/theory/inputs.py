@@ -31,7 +31,7 @@ def array(name: str, values: Any, dims: tuple[int, ...] = (1,)) -> Array:
         ArgumentError: another shape, empty, or not finite.
     """
     if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().numpy()
+        values = values.detach().to("cpu", torch.float64).numpy()
     found = np.array(values, dtype=np.float64)
     if found.ndim not in dims or found.size == 0:
         expected = " or ".join(map(str, dims))
