@@ -129,15 +129,22 @@ def measure(
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure quantities over a recorded run and keep them with it."""
+    """Measure quantities over a recorded run, or over each member of an ensemble, and keep them with it."""
     from sgdscope.contracts import quantities
+    from sgdscope.experiment import read_ensemble
     from sgdscope.measure import measure as measure_run
 
-    trajectory = _trajectory(run, data_dir)
     names = quantity or list(quantities)
-    measured = measure_run(trajectory, _surface(trajectory, surface, data_dir), names)
-    summary = {name: _summary(measured[name].to_dataset()) for name in names}
-    _print({"run": str(run), "measured": summary}, _table_of(summary), as_json)
+    told = read_ensemble(run)
+    runs = [run] if told is None else [path for member in told["members"] if (path := run / member["run"]).is_dir()]
+    found: list[dict[str, Any]] = []
+    for path in runs:
+        trajectory = _trajectory(path, data_dir)
+        measured = measure_run(trajectory, _surface(trajectory, surface, data_dir), names)
+        found.append({"run": str(path), "measured": {name: _summary(measured[name].to_dataset()) for name in names}})
+    tables = [_table_of(one["measured"]) for one in found]
+    whole = tables[0] if told is None else "\n".join(f"{one['run']}\n{table}" for one, table in zip(found, tables, strict=True))
+    _print(found[0] if told is None else {"run": str(run), "members": found}, whole, as_json)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from typing import Any
 
 from sgdscope.contracts import Evidence
 from sgdscope.errors import ArgumentError
+from sgdscope.report.ensembles import ensemble_section, unfold
 from sgdscope.report.page import contents, header, write
 from sgdscope.report.reading import Run, name_apart, read
 from sgdscope.report.sections import across, guide, run_section, settings_section
@@ -31,7 +32,8 @@ def report(
     """Write one self-contained HTML page about one or several runs.
 
     Args:
-        run: a run directory or measured runs in memory (`Evidence`), or several of them.
+        run: a run directory, the folder of an ensemble (its members are shown, and what they say together) or measured runs in
+            memory (`Evidence`), or several of them.
         out: the page; an existing file is replaced.
         verdicts: of claims, as `Verdict` or as the objects of ``sgdscope check --json``.
         title: of the page.
@@ -45,7 +47,7 @@ def report(
 
     Cost: reads the scalars and the measurements, no snapshot; the page has 5 MB and the figures on top.
     """
-    runs = [run] if isinstance(run, str | Path | Evidence) else list(run)
+    runs, ensembles = unfold([run] if isinstance(run, str | Path | Evidence) else list(run))
     if not runs:
         raise ArgumentError("run: expected a run directory or a list of them, got an empty list")
     pages = name_apart([read(item) for item in runs])
@@ -54,6 +56,7 @@ def report(
         header(heading),
         seen(pages, verdicts),
         contents(pages, bool(verdicts)),
+        *(ensemble_section(name, told) for name, told in ensembles),
         *(run_section(page) for page in pages),
         across(pages),
         verdict_section(verdicts),
