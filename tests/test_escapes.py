@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from sgdscope import landscapes
+from sgdscope.datasets import load
 from sgdscope.errors import ArgumentError, DataError
 from sgdscope.escapes import (
     Box,
@@ -503,3 +504,20 @@ def test_bad_data():
         Network(model, cross_entropy, (x, torch.tensor([0, 1])))
     lstm = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
     assert Network(lstm, cross_entropy, (x, torch.tensor([0, 1, 0, 1, 0, 1]))).size == 6  # evaluation mode: no dropout
+
+
+def test_a_table_tells_constant_features_and_outliers(tmp_path):
+    rows = ["a,flat,class"] + [f"{x},3.5,{'u' if x % 2 else 'v'}" for x in range(40)] + ["4000,3.5,u"] * 2
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    plain = load(f"csv:{tmp_path / 't.csv'}")
+    assert plain.info["constant_features"] == ["flat"]
+    assert plain.info["largest"]["feature"] == "a"
+    assert plain.info["largest"]["value"] == pytest.approx(float(plain.x.abs().max()))
+    clipped = load(f"csv:{tmp_path / 't.csv'}", clip=2.0)
+    assert float(clipped.x.abs().max()) == pytest.approx(2.0)
+    assert clipped.info["clipped"] == int((plain.x.abs() > 2).sum()) > 0
+    assert torch.equal(clipped.x, plain.x.clamp(-2, 2))
+    with pytest.raises(ArgumentError, match="clip: expected a number > 0, for the standardised features of a table"):
+        load("digits", clip=2.0)
+    with pytest.raises(ArgumentError, match="clip: expected a number > 0"):
+        load("wine", clip=-1.0)
