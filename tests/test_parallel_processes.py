@@ -71,9 +71,10 @@ def ended(processes, seconds=60):
 def test_processes_of_different_speed_with_one_killed_in_the_middle(tmp_path):
     (tmp_path / "e.toml").write_text(TOML)
     out, port = tmp_path / "out", free_port()
-    base = ["-m", "sgdscope.experiment.processes", str(tmp_path / "e.toml"), str(out), "--deadline", "2.5", "--grace", "2"]
-    pauses = ["0.01", "0.01", "0.1"]
-    processes = [start([*base, "--pause", pause], r, 3, port) for r, pause in enumerate(pauses)]
+    base = ["-m", "sgdscope.experiment.processes", str(tmp_path / "e.toml"), str(out), "--grace", "5"]
+    told = [("2", "0.01"), ("60", "0.01"), ("2", "0.1")]  # the second one is in the middle of its walk whenever it is killed
+    commands = [[*base, "--deadline", deadline, "--pause", pause] for deadline, pause in told]
+    processes = [start(command, r, 3, port) for r, command in enumerate(commands)]
     waited = time.monotonic() + 40
     while not (out / "member-1" / "run.json").is_file() and time.monotonic() < waited:
         time.sleep(0.05)
@@ -108,10 +109,10 @@ store, rank, world = next(dist.rendezvous("env://"))
 if rank == 1:  # announces itself and dies before its turn
     processes.dist.ProcessGroupGloo = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 if rank == 3:  # comes after the grace
-    time.sleep(3)
+    time.sleep(30)
 theta = [torch.full((3,), 2.0 + rank), torch.full((2, 2), 10.0 * rank)]
 losses = [0.4 + 3 * 0.9 ** (2 * t) for t in range(40 - 10 * rank)]
-found = processes.collect(theta, len(losses), store=store, rank=rank, world=world, grace=1.5, losses=losses)
+found = processes.collect(theta, len(losses), store=store, rank=rank, world=world, grace=4.0, losses=losses)
 if found is not None:
     print(found.weights, found.workloads, found.lost, found.rate, found.theta.tolist(), sep="|")
     time.sleep(1)  # it holds the store
