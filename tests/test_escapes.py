@@ -103,6 +103,8 @@ def test_piecewise_curvature_is_that_of_minimum_and_saddle():
     assert Wells(barrier=0.5, stretch=1.5).curvature(x).flatten().tolist() == [4, 4, 2, 4.5, 9, 9]
     assert Tang(1).curvature(torch.tensor([[-1.7], [-1.6]], dtype=F64)).flatten().tolist() == pytest.approx([34.5831, 15.8526])
     assert Rescaled(Wells(), 3.0).sharpness() == pytest.approx(6.0)
+    assert Rescaled(Tang(), 2.0).sharpness() == pytest.approx(2 * 34.5831, abs=1e-3)
+    assert Tang(population=True).sharpness() == pytest.approx(6 * 2.35191**2 - 10, abs=1e-3)
 
 
 def test_batches_of_tang_have_the_mean_of_the_specification():
@@ -252,7 +254,7 @@ def test_the_estimate_is_the_censored_maximum_likelihood():
     assert (found.escapes, found.at_risk, found.tau) == (2, 30.0, 15.0)
     assert found.log_stderr == pytest.approx(2**-0.5)
     assert found.interval == exponential_rate(times, censored)[1]
-    second = Waiting(times, censored, torch.zeros(4, 1), 0.2, typeii=True)
+    second = Waiting(times, censored, torch.zeros(4, 1), 0.2, by_count=True)
     assert second.interval == pytest.approx(tuple(np.array([0.48441857, 11.14328678]) / 60))  # chi2_4 at 2.5 and 97.5 %
 
 

@@ -169,7 +169,12 @@ class Tang(Potential):
     def __init__(self, d: int = 10, *, population: bool = False) -> None:
         roots = np.sort(np.roots([4.0, 0.0, -20.0 if population else -32.0, 5.0]).real)
         self.minimum, self.saddle = float(roots[0]), float(roots[1])
+        self._sharpness = 6.0 * self.minimum**2 - (10.0 if population else 16.0)
         super().__init__(torch.full((count("d", d),), self.minimum, dtype=F64))
+
+    def sharpness(self) -> float:
+        """The curvature at the start: of f, or of the mean of the per-sample losses."""
+        return self._sharpness
 
     @property
     def barrier(self) -> float:

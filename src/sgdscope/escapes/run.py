@@ -37,7 +37,7 @@ class Waiting:
         lr: learning rate: a waiting time in continuous time is lr x times.
         diverged: walkers whose first point outside was not finite, or from where descent without noise at this lr climbs.
         momentum: of the walk.
-        typeii: whether the observation ended with an escape, at a share of walkers that was chosen beforehand.
+        by_count: whether the observation ended with an escape, at a share of walkers that was chosen beforehand.
     """
 
     times: NDArray[np.float64]
@@ -46,7 +46,7 @@ class Waiting:
     lr: float
     diverged: int = 0
     momentum: float = 0.0
-    typeii: bool = False
+    by_count: bool = False
 
     @property
     def escapes(self) -> int:
@@ -66,7 +66,7 @@ class Waiting:
     @property
     def interval(self) -> Interval:
         """95 % interval of the rate from 2 rate at_risk ~ chi^2; exact where the observation ended with an escape."""
-        if self.typeii and self.escapes:
+        if self.by_count and self.escapes:
             whole = np.zeros(self.escapes, bool)
             return exponential_rate(np.full(self.escapes, self.at_risk / self.escapes), whole)[1]
         return exponential_rate(self.times, self.censored)[1]

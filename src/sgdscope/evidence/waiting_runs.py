@@ -98,14 +98,16 @@ def presets(quick: Sequence[Setting], networks: Sequence[Setting] | None = None)
 
     Args:
         quick: settings on potentials.
-        networks: settings on networks, of the larger sizes; the potentials again if None.
+        networks: settings on networks: all that ``standard`` runs, and beside the potentials in ``paper``; the potentials
+            alone if None.
 
     Returns:
         Preset -> seed -> descriptions; equal settings have equal descriptions, so that claims share them.
     """
 
     def of(preset: str) -> Runs:
-        settings = quick if preset == "quick" or networks is None else [*networks]
+        told = networks or []
+        settings = [*told] if preset == "standard" and told else [*quick, *(told if preset == "paper" else [])]
 
         def runs(seed: int) -> list[Setting]:
             return [described(preset, 1000 * seed + s, chosen) for s in range(SEEDS) for chosen in settings]
