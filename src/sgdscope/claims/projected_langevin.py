@@ -89,22 +89,20 @@ def _place(runs: Sequence[Evidence]) -> dict[str, float | str]:
 # --- L1 ---------------------------------------------------------------------------------------------------------------------
 
 
-def _distances(
-    lrs: Sequence[float], chains: int, targets: Sequence[str] = ("uniform", "gaussian"), **more: Any
-) -> list[Description]:
-    """On [-1, 1]; the slowest mode takes 0.8 of the diffusion's time."""
+def _distances(lrs: Sequence[float], chains: Mapping[str, int], **more: Any) -> list[Description]:
+    """On [-1, 1]; the slowest mode takes 0.8 of the diffusion's time. The Gaussian has a fifth of the atoms: more chains."""
     return [
-        {"label": f"{target}-lr{lr:g}", "target": target, "lr": lr, "time": 2.5, "chains": chains, **more}
-        for target in targets
+        {"label": f"{target}-lr{lr:g}", "target": target, "lr": lr, "time": 2.5, "chains": n, **more}
+        for target, n in chains.items()
         for lr in lrs
     ]
 
 
 DISTANCES = presets(
     {
-        "quick": _distances([0.02, 0.005, 0.00125], 30_000),
-        "standard": _distances([0.02, 0.005, 0.00125, 0.0003], 100_000),
-        "paper": _distances([0.02, 0.005, 0.00125, 0.0003], 1_000_000),
+        "quick": _distances([0.04, 0.01, 0.0025], {"uniform": 10_000, "gaussian": 100_000}),
+        "standard": _distances([0.02, 0.005, 0.00125], {"uniform": 30_000, "gaussian": 300_000}),
+        "paper": _distances([0.02, 0.005, 0.00125, 0.0003], {"uniform": 100_000, "gaussian": 1_000_000}),
     },
     SEEDS,
 )
@@ -112,7 +110,7 @@ DISTANCES = presets(
 
 def _walked(lrs: Sequence[float], target: str, *, seeds: int = SEEDS, **more: Any) -> Callable[[int], list[Evidence]]:
     """Real chains, few and short enough for a control."""
-    own = presets({"quick": _distances(lrs, 4000, [target], **more)}, SEEDS)["quick"]
+    own = presets({"quick": _distances(lrs, {target: 4000}, **more)}, SEEDS)["quick"]
     return lambda seed: [study_distance(d, Path()) for d in own(seed) if d["seed"] < SEEDS * seed + seeds]
 
 
@@ -169,7 +167,7 @@ def _mixings(dims: Sequence[int], chains: int, c: float = 0.02) -> list[Descript
 
 MIXINGS = presets(
     {
-        "quick": _mixings([2, 4, 8, 16], 1000),
+        "quick": _mixings([2, 4, 8, 12], 1000),
         "standard": _mixings([2, 4, 8, 16, 32], 2000),
         "paper": _mixings([4, 8, 16, 32, 64], 4000),
     },
@@ -236,12 +234,12 @@ def _ratios(ends: Table) -> list[float]:
 # --- L3 ---------------------------------------------------------------------------------------------------------------------
 
 
-def _volumes(dims: Mapping[int, int], steps: float = 3.0) -> list[Description]:
-    """Both bodies with all samplers; steps a phase in units of d^2, of which hit-and-run takes a third."""
+def _volumes(dims: Mapping[int, int], steps: float = 8.0) -> list[Description]:
+    """Both bodies with all samplers; steps a phase in units of d^2, in 8 of which |x|^2 relaxes 8 times; hit-and-run takes 2."""
     return [
         {
             "label": f"{body}-d{d}-{sampler}", "body": body, "d": d, "sampler": sampler, "chains": chains,
-            "steps": steps / 3 if sampler == "hit_and_run" else steps,
+            "steps": steps / 4 if sampler == "hit_and_run" else steps,
         }
         for body in ("box", "box_and_ball")
         for d, chains in dims.items()
@@ -251,7 +249,7 @@ def _volumes(dims: Mapping[int, int], steps: float = 3.0) -> list[Description]:
 
 FOUND = presets(
     {
-        "quick": _volumes({5: 2000, 10: 1000}),
+        "quick": _volumes({5: 2000, 10: 600}),
         "standard": _volumes({10: 2000, 20: 1000}),
         "paper": _volumes(dict.fromkeys(range(10, 101, 10), 1000)),
     },
@@ -333,7 +331,7 @@ def _surfaces(dims: Sequence[int], lr: float, chains: int) -> list[Description]:
 
 SURFACES = presets(
     {
-        "quick": _surfaces([2, 4, 8], 1e-3, 3000),
+        "quick": _surfaces([2, 4, 8], 1e-3, 1500),
         "standard": _surfaces([2, 4, 8], 2.5e-4, 10_000),
         "paper": _surfaces([2, 4, 8, 16], 1e-4, 20_000),
     },
