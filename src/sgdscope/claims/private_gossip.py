@@ -115,7 +115,7 @@ def close_to_free(runs: Sequence[Evidence]) -> Verdict:
     if slope.answer == "supported" and falls >= 0.05:
         slope = Part(slope.name, slope.statistic, slope.interval, "undecided", slope.n)
     close = _margin("gap", gaps[-1], CLOSE)
-    verdict, least = decisive([close, slope], lambda p: -abs(p.statistic))
+    verdict, least = decisive([close, slope], lambda p: 1 - abs(p.statistic) / CLOSE if p is close else -p.statistic)
     told = ", ".join(f"{gap.mean():+.3f} at {eps:g}" for eps, gap in zip(budgets, gaps, strict=True))
     reason = f"error without noise {free.mean():.3f}; gaps with uses chosen on other seeds: {told}; decisive: {least.name}"
     details = {
@@ -247,13 +247,13 @@ def one_walk(runs: Sequence[Evidence]) -> Verdict:
     if not levels or min(len(own) for own in levels.values()) < SEEDS:
         return _silent("H4", "undecided", SINGLE, f"each level of faults needs {SEEDS} seeds", regime)
     parts = [part for level, own in levels.items() for part in _kept(level, own)]
-    thresholds = {"walks": SINGLE, "recovery": 0.0, "duplicates": 0.0}
-    verdict, least = decisive(parts, lambda p: -abs(p.statistic))
+    limit = float(faulty[0].settings["limit"])
+    verdict, least = decisive(parts, lambda p: 1 - abs(p.statistic) / SINGLE if "walks" in p.name else -p.statistic / limit)
     means = {level: float(np.mean([r.extra["mean_live"] for r in own])) for level, own in levels.items()}
     told = ", ".join(f"{mean:.2f} under {level}" for level, mean in means.items())
     reason = f"mean number of live walks {told}; decisive: {least.name} ({least.statistic:+.2f})"
     details: dict[str, Any] = {part.name: part.told for part in parts} | {"mean_live": means, "lengths": _lengths(levels)}
-    threshold = thresholds[least.name.split(" ", 1)[0]]
+    threshold = SINGLE if "walks" in least.name else 0.0
     return Verdict("H4", verdict, least.statistic, least.interval, least.n, threshold, reason, regime, None, details)
 
 
@@ -327,7 +327,7 @@ def same_plateau(runs: Sequence[Evidence]) -> Verdict:
     plateaus = [_margin(arm, own[:, 1] - own[:, 0], PLATEAU) for arm, own in ends.items()]
     ratio = np.array([np.log(b["updates_a_cycle"] / a["updates_a_cycle"]) for a, b in both])
     slower = _below("slower", ratio, 0.0)
-    verdict, least = decisive([*plateaus, slower], lambda p: -abs(p.statistic))
+    verdict, least = decisive([*plateaus, slower], lambda p: -p.statistic if p is slower else 1 - abs(p.statistic) / PLATEAU)
     means = {arm: own.mean(0).tolist() for arm, own in ends.items()}
     told = ", ".join(f"{arm} {a:.3f} -> {b:.3f}" for arm, (a, b) in means.items())
     speed = f"{np.exp(ratio.mean()):.2f} of the updates a cycle"

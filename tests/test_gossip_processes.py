@@ -1,0 +1,86 @@
+"""The walk service over real processes on loopback, one of which dies in the middle."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sgdscope.errors import ArgumentError
+from sgdscope.gossip.processes import serve
+
+NODE = """
+import json, os, sys, time
+import torch, torch.distributed as dist
+from sgdscope.gossip.processes import serve
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+rank, began = dist.get_rank(), None
+
+def update(theta, step):
+    global began
+    began = began or time.monotonic()
+    if rank == 2 and step > 12:
+        os._exit(0)                                   # dies with the walk in its hands
+    return theta - 0.3 * (theta - torch.tensor([float(rank), 1.0]))
+
+done = serve(update, torch.zeros(2), cycles=120, cycle=0.025, limit=8.0)
+told = {"visits": done.visits, "known": list(done.known), "theta": done.theta and [done.theta[0], done.theta[1].tolist()],
+        "restarts": done.restarts, "ended": done.ended, "gone": done.gone}
+with open(sys.argv[1] + f"/{rank}.json", "w") as file:
+    json.dump(told, file)
+os._exit(0)                                           # the group is broken: one of it is dead
+"""
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def test_the_walk_outlives_the_process_that_held_it(tmp_path):
+    import json
+
+    script = tmp_path / "node.py"
+    script.write_text(NODE)
+    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "4", "OMP_NUM_THREADS": "1"}
+    shared |= {"GLOO_SOCKET_IFNAME": "lo", "USE_LIBUV": "0"}
+    began = time.monotonic()
+    processes = [
+        subprocess.Popen([sys.executable, str(script), str(tmp_path)], env=shared | {"RANK": str(r)}, stderr=subprocess.PIPE)
+        for r in range(4)
+    ]
+    errors = [p.communicate(timeout=60)[1].decode() for p in processes]
+    assert all(p.returncode == 0 for p in processes), errors
+    told = {r: json.loads(Path(tmp_path / f"{r}.json").read_text()) for r in (0, 1, 3)}
+    assert not (tmp_path / "2.json").exists()
+    assert all(one["gone"] == [2] for one in told.values())
+    visits = sorted((*v, r) for r, one in told.items() for v in one["visits"])
+    steps = [v[1] for v in visits]
+    assert sum(one["restarts"] for one in told.values()) >= 1
+    before = [v for v in visits if v[2] == 0]
+    after = [v for v in visits if v[2] > 0]
+    assert after[0][0] - before[-1][0] > 7.9  # the limit
+    assert max(steps) > 60
+    assert max(one["known"][0] for one in told.values()) == max(steps)
+    # with the first dead and no message lost, the walk that goes on has each step once, and its model is that of its visits
+    rank = max(told, key=lambda r: told[r]["theta"][0])
+    reached, theta = told[rank]["theta"]
+    last = {step: (walk, r) for _, step, walk, r in visits}
+    assert sorted(last)[-40:] == list(range(reached - 39, reached + 1))
+    by_hand = np.zeros(2)
+    for step in range(reached - 39, reached + 1):
+        by_hand = by_hand - 0.3 * (by_hand - np.array([float(last[step][1]), 1.0]))
+    assert theta == pytest.approx(by_hand.tolist(), abs=2e-6)  # 0.7^40 of where it was 40 steps before
+    assert time.monotonic() - began < 60
+
+
+def test_alone_it_is_refused():
+    with pytest.raises(ArgumentError, match="group: expected at least two processes"):
+        serve(lambda theta, step: theta, torch.zeros(1), cycles=3)
