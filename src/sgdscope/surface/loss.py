@@ -20,6 +20,7 @@ from sgdscope.surface.construction import LARGEST_BATCH, STATISTICS_BATCH, Batch
 from sgdscope.surface.data import Batches, Weight, at_least_two, collect, count, cut, leading
 from sgdscope.surface.examples import Way, decide, losses_of
 from sgdscope.surface.gradients import ExampleGradients, Parting
+from sgdscope.surface.labels import SampledLabels
 from sgdscope.surface.points import Buffers
 from sgdscope.surface.private import Loss, PrivateModel, undisturbed
 from sgdscope.surface.products import Linearized
@@ -30,7 +31,7 @@ from sgdscope.surface.units import THRESHOLDS, Saturation, saturation_of
 PROOF_EXAMPLES = 8  # few, so that few kinks of ReLUs lie within a step of the differences, and the proof is cheap
 
 
-class LossSurface(ExampleGradients):
+class LossSurface(ExampleGradients, SampledLabels):
     """The mean loss of a data set as a function of theta, on a private copy of the model.
 
     L(theta) = sum_b w_b l_b(theta) / sum_b w_b + (weight_decay / 2) |theta|^2, where l_b is the loss of batch b in the
@@ -94,7 +95,7 @@ class LossSurface(ExampleGradients):
         self._batchnorm = batchnorm
         self._dtype, self._decay, self._group = dtype, float(weight_decay), group
         self._way: Way | None = None
-        self._hash: str | None = None
+        self._hash = None
         self._name = getattr(loss, "__name__", type(loss).__name__)
         own = next(model.parameters(), None)
         home = torch.device(device) if device is not None else own.device if own is not None else torch.device("cpu")
