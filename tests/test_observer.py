@@ -152,6 +152,7 @@ def live_sinks(model):
     surface = LossSurface(model, loss, list(DataLoader(data(), batch_size=10)))
     thorough = {
         "curvature": {"points": 2, "k": 2, "bottom": True, "probes": 2, "invariant": True, "layers": True},
+        "noise": {"points": 2, "k": 2, "currents": True, "fisher": True},
         "batch": {"eigenvalue": True, "probes": 2, "parts": 2, "sharpness": True, "gni": 1},
     }
     return [

@@ -16,6 +16,7 @@ NAMES = ["valley", "motion", *(n for n in quantities if n not in {"valley", "mot
 THOROUGH = {
     "valley": {"projection": True, "decay": True, "break_even": True},
     "curvature": {"bottom": True, "probes": 4, "invariant": True, "layers": True, "halves": True, "density": 2},
+    "noise": {"k": 3, "points": 2, "examples": 30, "resamples": 9, "currents": True, "block": 3},
     "batch": {"eigenvalue": True, "tolerance": 1e-6, "probes": 2, "parts": 2, "sharpness": True, "gni": 3},
 }
 
