@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from sgdscope.errors import ArgumentError, CorruptRunError
 from sgdscope.experiment import Experiment, Replayer, points
@@ -37,7 +39,7 @@ def open_trajectory(path: str | Path, *, data_dir: str | Path | None = None) -> 
     stored = ZarrStore.read(path)
     described = stored.settings.get("experiment")
     if described is None:
-        return stored
+        return replace(stored, read_preconditioner=lambda step: _kept_scale(path, step))
     try:
         experiment = Experiment(**described)
     except (ArgumentError, TypeError) as error:
@@ -59,3 +61,8 @@ def open_trajectory(path: str | Path, *, data_dir: str | Path | None = None) -> 
         read_batch=replayer.batch,
         read_preconditioner=replayer.preconditioner,
     )
+
+
+def _kept_scale(path: str | Path, step: int) -> Tensor:
+    """The second moments that a recorder kept at its last point."""
+    return torch.from_numpy(ZarrStore.read_record(path, "preconditioner", step)[0]["scale"])

@@ -25,6 +25,7 @@ from sgdscope.recorder.construction import (
     find_run,
     keep_measured,
     optimizer_list,
+    second_moments,
     stands_at,
 )
 from sgdscope.recorder.quiet import unseen
@@ -467,6 +468,8 @@ class Recorder:
                 self._keep_point(self._step)
             for record in self._live.last_records():
                 self._writer.put(record)
+            if self._step > self._start and (scale := second_moments(self._optimizers, self._params)) is not None:
+                self._writer.put(Record("preconditioner", self._step, {"scale": scale.to(torch.float32).numpy()}))
             self._live.feed()
 
 

@@ -237,6 +237,30 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
+def second_moments(optimizers: Sequence[Optimizer], params: Sequence[Tensor]) -> Tensor | None:
+    """What Adam and its family divide an update by: D = sqrt(v / (1 - beta2^t)) + eps, as the state stands now.
+
+    Args:
+        optimizers: in the order of their steps.
+        params: that make up theta.
+
+    Returns:
+        D [P], float64 on the CPU, the largest v of AMSGrad; None if the state of a parameter holds no second moments.
+    """
+    scales: dict[int, Tensor] = {}
+    for group, state in ((group, optimizer.state) for optimizer in optimizers for group in optimizer.param_groups):
+        for parameter in group["params"]:
+            own = state.get(parameter, {})
+            moments = own.get("max_exp_avg_sq", own.get("exp_avg_sq"))
+            if moments is None or "betas" not in group or "step" not in own:
+                continue
+            unbiased = moments.detach().to("cpu", torch.float64) / (1 - group["betas"][1] ** float(own["step"]))
+            scales[id(parameter)] = (unbiased.sqrt() + group["eps"]).reshape(-1)
+    if not all(id(parameter) in scales for parameter in params):
+        return None
+    return torch.cat([scales[id(parameter)] for parameter in params])
+
+
 def check_disk(path: Any, store: StoreEntry, expected: int) -> None:
     """Hold the bytes expected against the free disk space.
 

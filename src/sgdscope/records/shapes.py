@@ -110,7 +110,7 @@ class Record:
     """Named arrays that belong to one step: its batch, or a key frame for replay.
 
     Attributes:
-        kind: ``"batches"``, ``"keyframes"`` or ``"averages"``.
+        kind: ``"batches"``, ``"keyframes"``, ``"averages"`` or ``"preconditioner"``.
         step: t.
         arrays: name -> array of a plain numeric dtype.
         meta: JSON types only.

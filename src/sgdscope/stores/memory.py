@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 import xarray as xr
+from torch import Tensor
 
 from sgdscope.contracts import store
 from sgdscope.errors import ArgumentError, NotAvailableError, StoreError
@@ -168,7 +170,8 @@ class MemoryStore:
         if self._header is None:
             raise StoreError("this MemoryStore holds no run; call begin first")
         header = Header(self._header.layout, self._header.buffer_layout, copy.deepcopy(dict(self._header.settings)))
-        return Trajectory(header, self._dataset, np.array(sorted(self._snapshots), np.int64), self._snapshot, self._batch)
+        points = np.array(sorted(self._snapshots), np.int64)
+        return Trajectory(header, self._dataset, points, self._snapshot, self._batch, None, self._preconditioner)
 
     def _dataset(self) -> xr.Dataset:
         columns = {name: np.array(values, np.float64) for name, values in self._columns.items()}
@@ -181,6 +184,9 @@ class MemoryStore:
             )
         kept = self._snapshots[step]
         return Snapshot(kept.step, kept.theta.clone(), kept.buffers.clone())
+
+    def _preconditioner(self, step: int) -> Tensor:
+        return torch.from_numpy(self.read_record(self, "preconditioner", step)[0]["scale"])
 
     def _batch(self, step: int) -> Any:
         arrays, meta = self.read_record(self, "batches", step)
