@@ -1,4 +1,4 @@
-"""The command line: demo, run, measure, check, report, list.
+"""The command line: demo, run, measure, check, report, diagnose, list.
 
 Every command takes ``--json``. Results go to stdout, progress and errors to stderr. Exit 0 done, 1 failed, 2 wrong use.
 Nothing heavy is imported before a command needs it: ``sgdscope --help`` does not import torch.
@@ -207,6 +207,33 @@ def report(
 
     page = write_page(run, out)
     _print({"report": str(page)}, f"Report: {page}", as_json)
+
+
+@app.command()
+def diagnose(
+    run: Run,
+    surface: Annotated[
+        str | None, typer.Option("--surface", help="pkg.module:function that returns a LossSurface, or (train, held-out).")
+    ] = None,
+    data_dir: DataDir = None,
+    budget: Annotated[list[float] | None, typer.Option(help="Updates of the decay over updates so far; may be repeated.")] = None,
+    shape: Annotated[str, typer.Option(help="Of the decay: linear, cosine, sqrt, hold.")] = "linear",
+    floor: Annotated[float, typer.Option(help="Share of the learning rate that is left in the end.")] = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Give advice with its evidence: learning rate, noise, batch size, and what loss annealing now would give."""
+    from sgdscope import diagnosis
+    from sgdscope.experiment import Experiment
+
+    trajectory = _trajectory(run, data_dir)
+    described = trajectory.settings.get("experiment")
+    if surface is None and described is not None:
+        found: Any = diagnosis.surfaces(Experiment.model_validate(described), data_dir)
+    else:
+        found = _surface(trajectory, surface, data_dir)
+    train, held_out = found if isinstance(found, tuple) else (found, None)
+    told = diagnosis.diagnose(trajectory, train, held_out=held_out, budgets=budget or (0.1, 0.2), shape=shape, floor=floor)
+    _print({"run": str(run)} | told.to_json(), "\n".join(told.lines), as_json)
 
 
 @app.command("list")

@@ -27,6 +27,7 @@ class Method:
         lr: learning rate of the update.
         momentum: of heavy ball; beta1 of Adam is not counted.
         beta1: of Adam's family.
+        nesterov: whether momentum is Nesterov's.
         weight_decay: as given to the optimizer.
         batch_size: examples; NaN if unknown.
     """
@@ -35,6 +36,7 @@ class Method:
     lr: float
     momentum: float
     beta1: float
+    nesterov: bool
     weight_decay: float
     batch_size: float
 
@@ -73,6 +75,7 @@ def method_of(trajectory: Trajectory, step: int) -> Method:
         lr=last("lr"),
         momentum=float(told.get("momentum") or settings.get("momentum") or 0.0),
         beta1=float((told.get("betas") or [told.get("beta1", 0.9)])[0]),
+        nesterov=bool(told.get("nesterov")),
         weight_decay=float(told.get("weight_decay") or 0.0),
         batch_size=float(np.median(sizes)) if len(sizes) else float("nan"),
     )
