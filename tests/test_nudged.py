@@ -511,7 +511,7 @@ def test_the_state_of_a_bare_base_is_taken_and_foreign_directions_are_refused():
     walker.load_state_dict(copy.deepcopy(plain.state_dict()))
     model.load_state_dict(twin.state_dict())
     assert torch.equal(steps(model, walker, batches(2)), steps(twin, plain, batches(2)))
-    with pytest.raises(ArgumentError, match=r"expected directions \(2, 5, 4\) for '0.weight', got \(3, 5, 4\); keep k"):
+    with pytest.raises(ArgumentError, match=r"expected the basis of '0.weight' as \(2, 5, 4\), got \(3, 5, 4\); keep"):
         nudged(network(), "momentum", k=2).load_state_dict(walker.state_dict())
 
 

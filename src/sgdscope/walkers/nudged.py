@@ -15,7 +15,8 @@ from sgdscope.contracts import Source, walker
 from sgdscope.errors import ArgumentError, Outcome
 from sgdscope.records import Surface
 from sgdscope.spectra import Eigenpairs, eigenpairs, overlap, track
-from sgdscope.vector import Layout, inner_module, select_buffers, select_parameters
+from sgdscope.vector import select_buffers
+from sgdscope.wrapping import Wrapper, check_choice, check_number, check_whole, finite
 
 Where = Literal["update", "gradient", "both", "noise"]
 Variant = Literal["nudge", "bulk", "dom", "random", "adaptive", "white"]
@@ -37,32 +38,6 @@ _RANGES = {
     "steps_per_epoch": ">= 1",
 }
 COLD = 10  # every so many refreshes start from a random vector: a warm one cannot see an outlier that came from elsewhere
-_KEYS = ("basis", "root", "nudged")  # what this walker adds to the state of the base
-
-
-class _NotFiniteError(Exception):
-    """A vector holds NaN or infinity."""
-
-
-def _finite(vector: Tensor) -> Tensor:
-    if not bool(vector.isfinite().all()):
-        raise _NotFiniteError
-    return vector
-
-
-def _whole(name: str, value: Any, lowest: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-        raise ArgumentError(f"{name}: expected a whole number >= {lowest}, got {value!r}")
-
-
-def _number(name: str, value: Any, expected: str, inside: Callable[[float], bool]) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and inside(value)):
-        raise ArgumentError(f"{name}: expected a finite number {expected}, got {value!r}")
-
-
-def _choice(name: str, value: Any, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ArgumentError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
 
 
 def _period(every: Any, steps_per_epoch: Any) -> int | None:
@@ -72,34 +47,12 @@ def _period(every: Any, steps_per_epoch: Any) -> int | None:
     if every != "epoch":
         if isinstance(every, str):
             raise ArgumentError(f"every: expected a whole number >= 1, 'epoch' or 'once', got {every!r}")
-        _whole("every", every, 1)
+        check_whole("every", every, 1)
         return int(every)
     if steps_per_epoch is None:
         raise ArgumentError("steps_per_epoch: expected the number of updates an epoch, as every = 'epoch' asks; got None")
-    _whole("steps_per_epoch", steps_per_epoch, 1)
+    check_whole("steps_per_epoch", steps_per_epoch, 1)
     return int(steps_per_epoch)
-
-
-def _names(base: Optimizer, model: nn.Module, layout: Layout) -> list[str]:
-    """The name of each parameter of the base, in the order of its groups; they must be those of the surface."""
-    known = {id(p): name for name, p in inner_module(model).named_parameters()}
-    names = []
-    for number, group in enumerate(base.param_groups):
-        for place, parameter in enumerate(group["params"]):
-            name = known.get(id(parameter))
-            if name is None:
-                shape = tuple(parameter.shape)
-                raise ArgumentError(f"base: parameter {place} {shape} of group {number} is none of the model's; build base on it")
-            if name not in layout.names:
-                why = "frozen, or left out by parameters=, when the surface was made"
-                raise ArgumentError(f"base: it holds '{name}', which is not in the surface's theta ({why}); leave it out of base")
-            names.append(name)
-    if missing := [name for name in layout.names if name not in names]:
-        raise ArgumentError(
-            f"base: '{missing[0]}' is in the surface's theta and base does not move it; add it to base, or make the surface "
-            "of the moved parameters alone (parameters=)"
-        )
-    return names
 
 
 @walker(
@@ -109,7 +62,7 @@ def _names(base: Optimizer, model: nn.Module, layout: Layout) -> list[str]:
     limit=({"gamma": 1.0}, "sgd", {}),
     wraps="sgd",
 )
-class NudgedSGD(Optimizer):
+class NudgedSGD(Wrapper):
     """Any optimizer, whose step is rescaled by gamma along the k sharpest directions of the loss; Nudged-SGD round plain SGD.
 
     With E [P, k] the eigenvectors of the k algebraically largest eigenvalues lambda_i of the Hessian of `surface`, measured
@@ -197,43 +150,27 @@ class NudgedSGD(Optimizer):
         steps_per_epoch: int | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        if not isinstance(base, Optimizer):
-            raise ArgumentError(f"base: expected a torch.optim.Optimizer, got {type(base).__name__}")
-        _choice("where", where, get_args(Where))
-        _choice("variant", variant, get_args(Variant))
+        super().__init__(base, model, surface, generator)
+        check_choice("where", where, get_args(Where))
+        check_choice("variant", variant, get_args(Variant))
         if variant == "white" and where != "noise":
             raise ArgumentError(f"where: expected 'noise' with variant 'white', got {where!r}")
-        _whole("k", k, 1)
-        _whole("burn_in", burn_in, 0)
+        check_whole("k", k, 1)
+        check_whole("burn_in", burn_in, 0)
         if budget is not None:
-            _whole("budget", budget, k)
-        _number("gamma", gamma, ">= 0", lambda x: x >= 0)
-        _number("threshold", threshold, "> 0", lambda x: x > 0)
-        _number("tolerance", tolerance, "> 0", lambda x: x > 0)
-        self._layout: Layout = getattr(surface, "layout", None) or Layout.of(select_parameters(model))
+            check_whole("budget", budget, k)
+        check_number("gamma", gamma, ">= 0", lambda x: x >= 0)
+        check_number("threshold", threshold, "> 0", lambda x: x > 0)
+        check_number("tolerance", tolerance, "> 0", lambda x: x > 0)
         if k > self._layout.size:
             raise ArgumentError(f"k: expected at most {self._layout.size}, the number of parameters, got {k}")
-        if surface.theta().numel() != self._layout.size:
-            raise ArgumentError(f"surface: expected one of {self._layout.size} parameters, got {surface.theta().numel()}")
-        own = dict(inner_module(model).named_parameters())
-        self._layout.check({name: tuple(p.shape) for name, p in own.items()}, "model")
-        self._index = {name: number for number, name in enumerate(_names(base, model, self._layout))}
-        self._params = {name: own[name] for name in self._layout.names}
         self._preconditioned = _preconditioned(precondition, base, where)
-        self._model, self._surface = model, surface
         self._k, self._gamma, self._period, self._burn_in = k, float(gamma), _period(every, steps_per_epoch), burn_in
         self._where, self._variant, self._threshold = where, variant, float(threshold)
         self._solver: dict[str, Any] = {"tolerance": float(tolerance), "budget": budget}
         self._rows: Tensor | None = None  # E' [k, P], contiguous (its layout decides the last bits), in the dtype of the products
         self._root: Tensor | None = None  # [P], D^(1/2)
-        seed = 0 if generator is None else int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
-        self._take({"seed": seed})
-        super().__init__(base.param_groups, {})
-        self.base = base
-        self._share()
-
-    def _share(self) -> None:
-        self.param_groups, self.state, self.defaults = self.base.param_groups, self.base.state, self.base.defaults
+        self._take({"seed": self._seed})
 
     @property
     def basis(self) -> Tensor | None:
@@ -283,9 +220,6 @@ class NudgedSGD(Optimizer):
         self._step += 1
         return value
 
-    def _theta(self) -> Tensor:
-        return self._layout.pack(self._params)
-
     def _write(self, removed: Tensor) -> None:
         """Take a vector off the parameters."""
         for name, part in self._layout.unpack(removed).items():
@@ -293,45 +227,14 @@ class NudgedSGD(Optimizer):
 
     def _base_step(self, closure: Callable[[], Any] | None) -> Any:
         """Base's own step, on changed gradients where they are to be; its closure runs with gradients on."""
-        if self._where == "update" or not self._active():
-            with torch.set_grad_enabled(closure is not None):
-                return self.base.step() if closure is None else self.base.step(closure)
-        kept: list[Tensor | None] = []
+        plain = self._where == "update" or not self._active()
+        return self._plain_step(closure) if plain else self._changed_step(closure)
 
-        def put_back() -> None:
-            for p, g in zip(self._params.values(), list(kept), strict=False):
-                p.grad = g
-            kept.clear()
-
-        def evaluate() -> Any:
-            put_back()
-            with torch.enable_grad():
-                value = closure() if closure is not None else None
-            kept[:] = [p.grad for p in self._params.values()]
-            self._change_gradients()
-            return value
-
-        try:
-            if closure is not None:
-                return self.base.step(evaluate)
-            evaluate()
-            return self.base.step()
-        finally:
-            put_back()
-
-    @torch.no_grad()
-    def _change_gradients(self) -> None:
-        """Give base other gradient tensors; those of the user are not written to."""
-        own = {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in self._params.items()}
-        g = self._layout.pack(own)
-        noise = g
+    def _changed(self, gradient: Tensor) -> Tensor:
+        noise = gradient
         if self._where == "noise":
-            theta = self._theta()
-            noise = g - self._surface.value_and_grad(theta, select_buffers(self._model))[1].to(g)
-        changed = self._layout.unpack(g - (self._whitened(noise) if self._variant == "white" else self._removed(noise)))
-        for name, p in self._params.items():
-            if p.grad is not None:
-                p.grad = changed[name].to(p.grad)
+            noise = gradient - self._surface.value_and_grad(self._theta(), select_buffers(self._model))[1].to(gradient)
+        return gradient - (self._whitened(noise) if self._variant == "white" else self._removed(noise))
 
     # --- what is taken off ------------------------------------------------------------------------------------------------
 
@@ -398,18 +301,18 @@ class NudgedSGD(Optimizer):
     def _measured_pairs(self, theta: Tensor, root: Tensor | None) -> Eigenpairs | None:
         """The top eigenpairs at theta; None where theta, gradient or products are not finite."""
         try:
-            with self._surface.linearized(_finite(theta), select_buffers(self._model)) as h:
-                start, told = _finite(h.gradient.to(theta)), self._solver | {"generator": self._generator("directions")}
+            with self._surface.linearized(finite(theta), select_buffers(self._model)) as h:
+                start, told = finite(h.gradient.to(theta)), self._solver | {"generator": self._generator("directions")}
 
                 def matvec(v: Tensor) -> Tensor:
-                    return _finite(h.hvp(v) if root is None else h.hvp(v / root) / root)
+                    return finite(h.hvp(v) if root is None else h.hvp(v / root) / root)
 
                 if self._rows is not None and len(self.eigenvalues) and self.refreshes % COLD:
                     return track(matvec, Eigenpairs(self.eigenvalues, self._rows.T, self.residuals, 0), **told)
                 start = start if root is None else start / root
                 told |= {"start": start if self._rows is None and bool(start.any()) else None}
                 return eigenpairs(matvec, self._layout.size, self._k, dtype=theta.dtype, device=theta.device, **told)
-        except _NotFiniteError:
+        except FloatingPointError:
             return None
 
     def _drawn_pairs(self) -> Eigenpairs:
@@ -433,30 +336,14 @@ class NudgedSGD(Optimizer):
 
     # --- the state --------------------------------------------------------------------------------------------------------
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients, as base does."""
-        self.base.zero_grad(set_to_none)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refuse with an `ArgumentError`: the parameters are those of the surface."""
-        if hasattr(self, "base"):
-            raise ArgumentError("param_group: theta is fixed by the surface; make a new surface, base and walker instead")
-        super().add_param_group(param_group)
-
     def state_dict(self) -> dict[str, Any]:
         """The state dict of base; beside its entries the directions, and under parameter 0 "nudged", JSON types.
 
         Returns:
             References to base's state, copies of the directions.
         """
-        held: dict[str, Any] = self.base.state_dict()
-        state = {index: dict(values) for index, values in held["state"].items()}
-        for key, value in (("basis", self._rows), ("root", self._root)):
-            for name, where, shape in zip(self._layout.names, self._layout.slices, self._layout.shapes, strict=True):
-                if value is not None:
-                    state.setdefault(self._index[name], {})[key] = value[..., where].reshape(*value.shape[:-1], *shape).clone()
-        state.setdefault(0, {})["nudged"] = self._told()
-        return held | {"state": state}
+        vectors = {"basis": self._rows, "root": self._root}
+        return self._held({name: value for name, value in vectors.items() if value is not None}, "nudged", self._told())
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from `state_dict`; that of a bare base is taken too, and then there are no directions yet.
@@ -467,26 +354,9 @@ class NudgedSGD(Optimizer):
         Raises:
             ArgumentError: the directions in it do not fit this walker.
         """
-        state = {index: dict(values) for index, values in state_dict["state"].items()}
-        added = {key: {i: v.pop(key) for i, v in state.items() if key in v} for key in _KEYS}
-        rows = self._joined(added["basis"], (self._k,)) if added["basis"] else None
-        root = self._joined(added["root"], ()) if added["root"] else None
-        inside = {i: v for i, v in state.items() if v or not any(i in kept for kept in added.values())}
-        self.base.load_state_dict({**state_dict, "state": inside})
-        self._share()
-        self._rows, self._root = rows, root
-        self._take(added["nudged"].get(0, {"seed": self._seed}))
-
-    def _joined(self, parts: Mapping[int, Tensor], lead: tuple[int, ...]) -> Tensor:
-        """Put the parts [*lead, *shape] of the parameters together: [*lead, P]."""
-        joined = []
-        for name, shape in zip(self._layout.names, self._layout.shapes, strict=True):
-            part = parts.get(self._index[name])
-            if part is None or tuple(part.shape) != (*lead, *shape):
-                came = None if part is None else tuple(part.shape)
-                raise ArgumentError(f"state_dict: expected directions {(*lead, *shape)} for '{name}', got {came}; keep k")
-            joined.append(part.reshape(*lead, -1))
-        return torch.cat(joined, -1).to(next(iter(self._params.values())).device)
+        vectors, told = self._freed(state_dict, {"basis": (self._k,), "root": ()}, "nudged")
+        self._rows, self._root = vectors.get("basis"), vectors.get("root")
+        self._take(told or {"seed": self._seed})
 
 
 def _preconditioned(asked: bool | None, base: Optimizer, where: str) -> bool:

@@ -16,7 +16,8 @@ from sgdscope.directions import private
 from sgdscope.errors import ArgumentError, Outcome
 from sgdscope.records import Surface
 from sgdscope.spectra import eigenpairs
-from sgdscope.vector import Layout, inner_module, select_buffers, select_parameters
+from sgdscope.vector import select_buffers
+from sgdscope.wrapping import Wrapper, check_choice, check_number, check_whole, finite
 
 Shape = Literal["isotropic", "diagonal", "covariance", "hessian"]
 Trace = Literal["match", "own"]
@@ -35,72 +36,25 @@ _SHAPED = _WRAPPED | {
     "trace": "match, or own with the shape hessian",
     "tolerance": "> 0",
 }
-_KEYS = ("variance", "basis", "noise")  # what these walkers add to the state of the base
 _NOISE, _SOLVER = 0, 1  # purposes of draws
 
 
-def _whole(name: str, value: Any, lowest: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-        raise ArgumentError(f"{name}: expected a whole number >= {lowest}, got {value!r}")
-
-
-def _number(name: str, value: Any, expected: str, inside: Callable[[float], bool]) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and inside(value)):
-        raise ArgumentError(f"{name}: expected a finite number {expected}, got {value!r}")
-
-
-def _choice(name: str, value: Any, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ArgumentError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
-
-
-def _finite(vector: Tensor) -> Tensor:
-    if not bool(vector.isfinite().all()):
-        raise FloatingPointError
-    return vector
-
-
-def _names(base: Optimizer, model: nn.Module, layout: Layout) -> list[str]:
-    """The name of each parameter of the base, in the order of its groups; they must be those of the surface."""
-    known = {id(p): name for name, p in inner_module(model).named_parameters()}
-    names = [known.get(id(p), "") for group in base.param_groups for p in group["params"]]
-    if strange := [name or "a parameter that is none of the model's" for name in names if name not in layout.names]:
-        raise ArgumentError(f"base: expected the parameters in the surface's theta, got {strange[0]}; leave it out of base")
-    if missing := [name for name in layout.names if name not in names]:
-        raise ArgumentError(f"base: '{missing[0]}' is in the surface's theta and base does not move it; add it to base")
-    return names
-
-
-class _Disturbed(Optimizer):
+class _Disturbed(Wrapper):
     """An optimizer that is shown another gradient than the user's; what the walkers of this file share."""
 
     def __init__(self, base: Optimizer, model: nn.Module, surface: Surface, generator: torch.Generator | None) -> None:
-        if not isinstance(base, Optimizer):
-            raise ArgumentError(f"base: expected a torch.optim.Optimizer, got {type(base).__name__}")
-        self._layout: Layout = getattr(surface, "layout", None) or Layout.of(select_parameters(model))
-        start = surface.theta()
-        if start.numel() != self._layout.size:
-            raise ArgumentError(f"surface: expected one of {self._layout.size} parameters, got {start.numel()}")
+        super().__init__(base, model, surface, generator)
         self._examples = int(surface.fingerprint()["examples"])
         if self._examples < 2:
             raise ArgumentError(f"surface: expected at least 2 examples, got {self._examples}; one example makes no noise")
-        self._model, self._surface, self._update = model, surface, 0
-        self._index = {name: number for number, name in enumerate(_names(base, model, self._layout))}
-        own = dict(inner_module(model).named_parameters())
-        self._params = {name: own[name] for name in self._layout.names}
-        surface.weighted_grad(start, torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.int64), self._buffers)
+        none = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+        surface.weighted_grad(surface.theta(), *none, self._buffers)  # refused now where single examples have no gradients
+        self._update = 0
         self._vectors: dict[str, Tensor] = {}  # name -> [..., P], of the noise, kept from refresh to refresh
-        self._seed = 0 if generator is None else int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
-        super().__init__(base.param_groups, {})
-        self.base = base
-        self._share()
 
     @property
     def _buffers(self) -> Mapping[str, Tensor]:
         return select_buffers(self._model)
-
-    def _share(self) -> None:
-        self.param_groups, self.state, self.defaults = self.base.param_groups, self.base.state, self.base.defaults
 
     # --- the step ---------------------------------------------------------------------------------------------------------
 
@@ -113,6 +67,9 @@ class _Disturbed(Optimizer):
     def _active(self) -> bool:
         """Whether the gradient is changed at all; where not, no arithmetic is done, so that base's bits stay."""
 
+    def _changed(self, gradient: Tensor) -> Tensor:
+        return self._disturbed(self._theta(), gradient)
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of base on the changed gradient.
 
@@ -122,43 +79,9 @@ class _Disturbed(Optimizer):
         Returns:
             What base returned.
         """
-        value = self._base_step(closure) if self._active else (self.base.step(closure) if closure else self.base.step())
+        value = self._changed_step(closure) if self._active else self._plain_step(closure)
         self._update += 1
         return value
-
-    def _base_step(self, closure: Callable[[], Any] | None) -> Any:
-        kept: list[Tensor | None] = []
-
-        def put_back() -> None:
-            for p, g in zip(self._params.values(), list(kept), strict=False):
-                p.grad = g
-            kept.clear()
-
-        def evaluate() -> Any:
-            put_back()
-            with torch.enable_grad():
-                value = closure() if closure is not None else None
-            kept[:] = [p.grad for p in self._params.values()]
-            self._change_gradients()
-            return value
-
-        try:
-            if closure is not None:
-                return self.base.step(evaluate)
-            evaluate()
-            return self.base.step()
-        finally:
-            put_back()
-
-    @torch.no_grad()
-    def _change_gradients(self) -> None:
-        """Give base other gradient tensors; those of the user are not written to."""
-        own = {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in self._params.items()}
-        gradient = self._layout.pack(own)
-        changed = self._layout.unpack(self._disturbed(self._layout.pack(self._params), gradient).to(gradient))
-        for name, p in self._params.items():
-            if p.grad is not None:
-                p.grad = changed[name].to(p.grad)
 
     def _generator(self, purpose: int) -> torch.Generator:
         return private(self._seed, self._update, purpose)
@@ -174,21 +97,9 @@ class _Disturbed(Optimizer):
         self._seed, self._update = int(told["seed"]), int(told["update"])
         return True
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refuse with an `ArgumentError`: the parameters are those of the surface."""
-        if hasattr(self, "base"):
-            raise ArgumentError("param_group: theta is fixed by the surface; make a new surface, base and walker instead")
-        super().add_param_group(param_group)
-
     def state_dict(self) -> dict[str, Any]:
         """The state dict of base; beside its entries copies of the vectors of the noise, and under parameter 0 JSON, "noise"."""
-        held: dict[str, Any] = self.base.state_dict()
-        state = {index: dict(values) for index, values in held["state"].items()}
-        for key, value in self._vectors.items():
-            for name, where, shape in zip(self._layout.names, self._layout.slices, self._layout.shapes, strict=True):
-                state.setdefault(self._index[name], {})[key] = value[..., where].reshape(*value.shape[:-1], *shape).clone()
-        state.setdefault(0, {})["noise"] = self._told()
-        return held | {"state": state}
+        return self._held(self._vectors, "noise", self._told())
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from `state_dict`; that of a bare base is taken too, and then the noise starts anew.
@@ -199,25 +110,8 @@ class _Disturbed(Optimizer):
         Raises:
             ArgumentError: the vectors in it do not fit this walker.
         """
-        state = {index: dict(values) for index, values in state_dict["state"].items()}
-        added = {key: {i: v.pop(key) for i, v in state.items() if key in v} for key in _KEYS}
-        told = added["noise"].get(0)
-        vectors = {key: self._joined(key, parts) for key, parts in added.items() if parts and key != "noise"}
-        inside = {i: v for i, v in state.items() if v or not any(i in parts for parts in added.values())}
-        self.base.load_state_dict({**state_dict, "state": inside})
-        self._share()
+        vectors, told = self._freed(state_dict, {"variance": (), "basis": (None,)}, "noise")
         self._vectors = vectors if told is not None and self._take(told) else {}
-
-    def _joined(self, key: str, parts: Mapping[int, Tensor]) -> Tensor:
-        """Put the parts [..., *shape] of the parameters together: [..., P]."""
-        joined, lead = [], int(key == "basis")
-        for name, shape in zip(self._layout.names, self._layout.shapes, strict=True):
-            part = parts.get(self._index[name])
-            if part is None or tuple(part.shape[lead:]) != shape:
-                came = None if part is None else tuple(part.shape)
-                raise ArgumentError(f"state_dict: expected the {key} of '{name}' to end in {shape}, got {came}")
-            joined.append(part.reshape(*part.shape[:lead], -1))
-        return torch.cat(joined, -1).to(next(iter(self._params.values())).device)
 
 
 @walker(
@@ -294,15 +188,15 @@ class ShapedNoise(_Disturbed):
         tolerance: float = 1e-2,
         generator: torch.Generator | None = None,
     ) -> None:
-        _choice("shape", shape, get_args(Shape))
-        _choice("trace", trace, get_args(Trace))
+        check_choice("shape", shape, get_args(Shape))
+        check_choice("trace", trace, get_args(Trace))
         if trace == "own" and shape != "hessian":
             raise ArgumentError(f"trace: expected 'match' with the shape '{shape}', got 'own', which is for 'hessian'")
-        _whole("noise_batch_size", noise_batch_size, 1)
-        _whole("every", every, 1)
-        _whole("k", k, 1)
-        _number("scale", scale, ">= 0", lambda x: x >= 0)
-        _number("tolerance", tolerance, "> 0", lambda x: x > 0)
+        check_whole("noise_batch_size", noise_batch_size, 1)
+        check_whole("every", every, 1)
+        check_whole("k", k, 1)
+        check_number("scale", scale, ">= 0", lambda x: x >= 0)
+        check_number("tolerance", tolerance, "> 0", lambda x: x > 0)
         super().__init__(base, model, surface, generator)
         if k > self._layout.size and shape == "hessian":
             raise ArgumentError(f"k: expected at most {self._layout.size}, the number of parameters, got {k}")
@@ -387,9 +281,9 @@ class ShapedNoise(_Disturbed):
         """The eigenpairs of largest |lambda| at theta; False where the Hessian is not finite."""
         told: dict[str, Any] = {"which": "magnitude", "tolerance": self._tolerance, "generator": self._generator(_SOLVER)}
         try:
-            with self._surface.linearized(_finite(theta), self._buffers) as h:
+            with self._surface.linearized(finite(theta), self._buffers) as h:
                 told |= {"dtype": theta.dtype, "device": theta.device}
-                found = eigenpairs(lambda v: _finite(h.hvp(v)), theta.numel(), self._k, **told)
+                found = eigenpairs(lambda v: finite(h.hvp(v)), theta.numel(), self._k, **told)
         except FloatingPointError:
             return False
         self.eigenvalues, self.outcome, self.reason = found.values, found.outcome, found.reason
@@ -467,8 +361,8 @@ class SVAG(_Disturbed):
         noise_batch_size: int = 64,
         generator: torch.Generator | None = None,
     ) -> None:
-        _whole("substeps", substeps, 1)
-        _whole("noise_batch_size", noise_batch_size, 1)
+        check_whole("substeps", substeps, 1)
+        check_whole("noise_batch_size", noise_batch_size, 1)
         super().__init__(base, model, surface, generator)
         self._substeps, self._batch = substeps, noise_batch_size
         root = math.sqrt(2.0 * substeps - 1.0)
