@@ -60,19 +60,25 @@ def chosen(names: Sequence[str] | None, *, paper: str | None = None, scope: str 
         scope: only those that ``"run"`` or ``"sweep"`` can answer; not used with names.
 
     Returns:
-        Ids, in the order of the catalogue or as given.
+        Ids, those of a paper together and by their number, or as given.
 
     Raises:
         UnknownNameError: an unknown claim or paper.
     """
     if names:
         return [claims[name].id for name in names]
-    papers = {entry.paper for entry in claims.values()}
+    papers = list(dict.fromkeys(entry.paper for entry in claims.values()))
     if paper is not None and paper not in papers:
         error = unknown("paper", paper, papers)
         raise error
-    wanted = [entry for entry in claims.values() if paper in (None, entry.paper)]
-    return [entry.id for entry in wanted if scope in (None, entry.scope)]
+    wanted = [e for e in claims.values() if paper in (None, e.paper) and scope in (None, e.scope)]
+    return sorted((e.id for e in wanted), key=lambda name: (papers.index(claims[name].paper), *_counted(name)))
+
+
+def _counted(name: str) -> tuple[str, int]:
+    """The letters and the number of an id: W2 comes before W10."""
+    digits = "".join(c for c in name if c.isdigit())
+    return name.rstrip("0123456789"), int(digits or 0)
 
 
 def check(

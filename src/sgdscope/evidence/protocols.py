@@ -20,6 +20,9 @@ SIZES: Mapping[str, dict[str, Any]] = {
 }  # paper: the authors' code: epochs 1, 10, 25 and 100 of 450 updates, weight decay 1e-4, momentum 0
 
 
+BATCHES = {"batch_size", "noise_batch_size"}  # keys of a phase that count examples of a batch
+
+
 def path_of(updates: int, points: int = 24) -> list[int]:
     """Updates at which a quantity is followed along a whole run: dense at first, then even; the last update among them.
 
@@ -117,7 +120,7 @@ def transfer(description: Mapping[str, Any], own: Mapping[str, Any], preset: str
     """Carry a claim's run over to a user's experiment.
 
     Data, model, loss, walker and its options are the user's. Learning rate and batch size keep their ratio to the
-    preset's: lr = own lr x (described lr / preset lr), likewise the batch size, rounded; a full batch stays full; a walker
+    preset's: lr = own lr x (described lr / preset lr), likewise the batch sizes, rounded; a full batch stays full; a walker
     that wraps another, such as "nudged", is put around the user's. Where the
     user gives the number of updates, phases and bursts are stretched to it (a burst keeps its length).
 
@@ -143,8 +146,11 @@ def transfer(description: Mapping[str, Any], own: Mapping[str, Any], preset: str
         begun += phase["updates"]
         end = moved.get(begun, round(begun * stretch))
         changed = {"lr": first["lr"] * phase["lr"] / size["lr"], "updates": end - placed}
-        phases.append({k: v for k, v in first.items() if k not in {"epochs", "schedule"}} | _wrapped(phase, first) | changed)
-        phases[-1]["batch_size"] = _batch(phase["batch_size"], first["batch_size"], size["batch_size"])
+        drawn = {"replacement": phase["replacement"]} if "replacement" in phase else {}
+        kept = {k: v for k, v in first.items() if k not in {"epochs", "schedule"}}
+        phases.append(kept | drawn | _wrapped(phase, first) | changed)
+        for key in phase.keys() & BATCHES:
+            phases[-1][key] = _batch(phase[key], first["batch_size"], size["batch_size"])
         placed = end
     kept = {k: v for k, v in own.items() if k not in {"grid", "start", "name"}}
     record = dict(own.get("record", {})) | {"snapshots": {"kind": "bursts", "length": length, "at": sorted(set(moved.values()))}}
@@ -156,7 +162,7 @@ def _wrapped(phase: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
     """The walker of a described phase that wraps another, with its own options, around the user's walker."""
     if phase["walker"] == "sgd":
         return {}
-    plain = {"lr", "batch_size", "updates", "momentum", "weight_decay"}
+    plain = {"lr", "batch_size", "updates", "momentum", "weight_decay", "replacement"}
     told = {key: value for key, value in phase.items() if key not in plain}
     return told | ({"base": own.get("walker", "sgd")} if "base" in told or own.get("walker", "sgd") != "sgd" else {})
 
@@ -175,10 +181,9 @@ def fitted(description: Mapping[str, Any], examples: int, preset: str) -> dict[s
     largest, divisor = max(b for _, b, _, _ in GRID) * SIZES[preset]["batch_size"], 1
     while 2 * largest > divisor * examples:
         divisor *= 2
-    sizes = [p["batch_size"] for p in description["phases"]]
-    smaller = [size if isinstance(size, str) else max(1, size // divisor) for size in sizes]
-    phases = [p | {"batch_size": size} for p, size in zip(description["phases"], smaller, strict=True)]
-    return dict(description) | {"phases": phases}
+    counted = [{key: n for key in BATCHES if not isinstance(n := p.get(key, ""), str)} for p in description["phases"]]
+    smaller = [{key: max(1, n // divisor) for key, n in sizes.items()} for sizes in counted]
+    return dict(description) | {"phases": [p | own for p, own in zip(description["phases"], smaller, strict=True)]}
 
 
 def _batch(described: int | str, own: int | str, reference: int) -> int | str:
