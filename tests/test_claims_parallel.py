@@ -16,7 +16,7 @@ from sgdscope.claims.weighted_parallel import (
 )
 from sgdscope.contracts import Evidence, claims
 from sgdscope.evidence.parallel import network, quadratic, study
-from sgdscope.theory import averaging_error, averaging_weights, worker_moments
+from sgdscope.theory import averaging_error, worker_moments
 
 SCATTER = [-0.03, 0.01, 0.0, 0.04, -0.02]  # mean 0, standard deviation 0.0274
 
@@ -175,13 +175,14 @@ def test_the_study_of_a_quadratic_meets_the_closed_form():
     workloads = [150, 150, 60, 20]
     told = study(quadratic(7, workloads, 2000, distance=3.0, variance=0.6), Path(), None).extra
     bias, spread = worker_moments(workloads, contraction=0.98, start=3.0, variance=0.6)
-    for scheme in ("geometric", "proportional", "equal"):
-        omega = averaging_weights(scheme, workloads, contraction=0.98)
+    geometric = 0.98 ** (150.0 - np.array(workloads))
+    for scheme, raw in {"geometric": geometric, "proportional": np.array(workloads), "equal": np.ones(4)}.items():
+        omega = raw / raw.sum()
         assert told["weights"][scheme] == pytest.approx(omega.tolist(), rel=1e-12)
         assert told["loss"][scheme] == pytest.approx(averaging_error(omega, bias, spread), rel=0.13)
     fastest = averaging_error([1, 0, 0, 0], bias, spread)
     assert told["loss"]["fastest"] == pytest.approx(fastest, rel=0.13)
-    omega = averaging_weights("geometric", workloads[:3], contraction=0.98)
+    omega = geometric[:3] / geometric[:3].sum()
     assert told["loss_without"]["geometric"] == pytest.approx(averaging_error(omega, bias[:3], spread[:3]), rel=0.13)
     assert told["variance"]["1"] == pytest.approx(spread[0], rel=0.13)
     assert told["variance"]["2"] == pytest.approx((spread[1] + spread[2]) / 4, rel=0.13)

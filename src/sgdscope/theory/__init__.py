@@ -1,7 +1,6 @@
 """Closed forms of the theory of SGD, each with its source, convention and range of validity."""
 
 from sgdscope.theory.averaging import averaging_error as averaging_error
-from sgdscope.theory.averaging import averaging_weights as averaging_weights
 from sgdscope.theory.averaging import worker_moments as worker_moments
 from sgdscope.theory.barrier import Barrier as Barrier
 from sgdscope.theory.chains import chain_law as chain_law

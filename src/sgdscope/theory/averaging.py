@@ -1,4 +1,4 @@
-"""What averaging the parameters of unequal workers gives, exactly on a quadratic: bias, variance and the weights that help."""
+"""What averaging the parameters of unequal workers gives, exactly on a quadratic: bias, variance, error."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 
 from sgdscope.errors import ArgumentError
-from sgdscope.theory.inputs import Array, above, array, choice
-
-WEIGHTS = ("geometric", "proportional", "equal", "fastest", "optimal")
+from sgdscope.theory.inputs import Array, array
 
 
 def worker_moments(steps: Any, *, contraction: float, start: float, variance: float) -> tuple[Array, Array]:
@@ -71,56 +69,3 @@ def averaging_error(weights: Any, bias: Any, variance: Any) -> float:
     if abs(w.sum() - 1) > 1e-9:
         raise ArgumentError(f"weights: expected a sum of 1, got {w.sum():.9g}; divide by it")
     return float((w @ b) ** 2 + w**2 @ v)
-
-
-def averaging_weights(kind: str, steps: Any, *, contraction: float = 0.0, start: float = 0.0, variance: float = 0.0) -> Array:
-    """Weights of workers that made different numbers of updates.
-
-    ``geometric`` (WP-SGD): c^(T - T_i) over their sum, T the largest; ``proportional``: T_i; ``equal``: 1 / k; ``fastest``: all
-    on the largest T (shared among equals); ``optimal``: (b b^T + diag v)^-1 1, scaled to add up to 1, the least error there
-    is for the moments of `worker_moments`; entries may be negative.
-
-    Args:
-        kind: one of these.
-        steps: T_i >= 0 [k], not all 0.
-        contraction: c, 0 < c < 1, for ``geometric`` and ``optimal``.
-        start: d_0, for ``optimal``.
-        variance: v > 0, for ``optimal``; there T_i > 0.
-
-    Returns:
-        [k], adding up to 1.
-
-    Raises:
-        ArgumentError: another kind, or out of range.
-
-    Source: Cheng et al. 2017 (1708.04801), recalled for ``geometric``; ``optimal`` derived.
-
-    Example:
-        >>> averaging_weights("geometric", [3, 1], contraction=0.5).tolist()
-        [0.8, 0.2]
-    """
-    choice("kind", kind, WEIGHTS)
-    counts = array("steps", steps)
-    if counts.min() < 0 or counts.max() == 0:
-        raise ArgumentError(f"steps: expected numbers >= 0, not all 0, got {counts.tolist()}")
-    if kind == "equal":
-        raw = np.ones_like(counts)
-    elif kind == "proportional":
-        raw = counts
-    elif kind == "fastest":
-        raw = (counts == counts.max()).astype(np.float64)
-    elif kind == "optimal":
-        raw = _optimal(counts, contraction, start, variance)
-    else:
-        if not 0 < contraction < 1:
-            raise ArgumentError(f"contraction: expected 0 < c < 1, got {contraction}; it is 1 - lr times the curvature")
-        raw = contraction ** (counts.max() - counts)
-    return np.asarray(raw / raw.sum())
-
-
-def _optimal(counts: Array, contraction: float, start: float, variance: float) -> Array:
-    above(variance=variance)
-    if counts.min() == 0:
-        raise ArgumentError("steps: expected > 0 for optimal weights; leave workers out that made no update")
-    bias, spread = worker_moments(counts, contraction=contraction, start=start, variance=variance)
-    return np.asarray(np.linalg.solve(np.outer(bias, bias) + np.diag(spread), np.ones_like(bias)))
