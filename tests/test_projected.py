@@ -189,8 +189,8 @@ def test_a_run_that_starts_at_a_checkpoint_stays_round_it(tmp_path):
     assert 0.05 < max(float((trajectory.theta(t) - start).norm()) for t in range(1, 11)) <= 0.5 * (1 + 1e-5)
 
 
-def test_a_phase_with_a_wrong_option_is_refused():
+def test_a_phase_with_a_wrong_option_is_refused(tmp_path):
     described = short_example()
     phases = [described["phases"][0], described["phases"][1] | {"radius": -1.0}]
     with pytest.raises(ArgumentError, match=r"phases\[1\]\.radius: expected a finite number > 0, got -1"):
-        run(Experiment(**(described | {"phases": phases})), "unused")
+        run(Experiment(**(described | {"phases": phases})), tmp_path / "run")
