@@ -37,19 +37,38 @@ def at_equal_epochs(chosen: Sequence[Chosen]) -> dict[str, Callable[[int], list[
     """
 
     def of(preset: str) -> Callable[[int], list[dict[str, Any]]]:
-        return lambda seed: [_of_epochs(preset, seed, *one) for one in chosen]
+        return lambda seed: [of_epochs(preset, 1000 * seed + s, lr, batch, **more) for lr, batch, s, more in chosen]
 
     return {preset: of(preset) for preset in SIZES}
 
 
-def _of_epochs(preset: str, seed: int, lr: float, batch: float, own: int, more: Mapping[str, Any]) -> dict[str, Any]:
-    size, epochs = SIZES[preset], EPOCHS[preset]
-    examples = max(1, round(size["batch_size"] * batch))
-    told = described(preset, 1000 * seed + own, size["lr"] * lr, examples, at="path", **more)
-    updates = round(epochs * EXAMPLES[preset] / examples)
-    record = {"snapshots": told["record"]["snapshots"] | {"at": path_of(updates, STOPS)}}
+def of_epochs(
+    preset: str, seed: int, lr: float, batch: float, *, longer: float = 1.0, share: float = 1.0, stops: int = STOPS, **more: Any
+) -> dict[str, Any]:
+    """Describe one run of plain SGD of a set number of epochs, without weight decay, followed along its whole path.
+
+    Args:
+        preset: quick, standard or paper.
+        seed: of the run.
+        lr: factor on the preset's learning rate.
+        batch: factor on the preset's batch size.
+        longer: factor on the number of epochs.
+        share: of the training set, its head.
+        stops: measured points, about.
+        **more: see `protocols.described`.
+
+    Returns:
+        The description, see `Experiment`.
+    """
+    size, epochs = SIZES[preset], EPOCHS[preset] * longer
+    examples, batch_size = round(EXAMPLES[preset] * share), max(1, round(size["batch_size"] * batch))
+    if share != 1:
+        more["data"] = more.get("data", {}) | {"train": examples}
+    told = described(preset, seed, size["lr"] * lr, batch_size, at="path", **more)
+    updates = round(epochs * examples / batch_size)
+    record = {"snapshots": told["record"]["snapshots"] | {"at": path_of(updates, stops)}}
     phases = [phase | {"updates": updates, "weight_decay": 0.0} for phase in told["phases"]]
-    return told | {"name": f"{told['name']}-epochs{epochs}", "phases": phases, "record": record}
+    return told | {"name": f"{told['name']}-epochs{epochs:g}", "phases": phases, "record": record}
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------------
