@@ -60,7 +60,8 @@ def converged(found: Path) -> bool:
         True if so; False for a loss that has not fallen.
     """
     late = float(np.interp(found.steps[0] + LATE * (found.steps[-1] - found.steps[0]), found.steps, found.losses))
-    return late - found.losses[-1] <= SETTLED * (found.initial - found.losses[-1]) and found.losses[-1] < found.initial
+    end = float(found.losses[-1])
+    return late - end <= SETTLED * (found.initial - end) and end < found.initial
 
 
 def _ranks(found: Sequence[Path], value: Callable[[Path], float]) -> dict[int, float]:
@@ -152,7 +153,7 @@ def _judged(claim_id: str, runs: Sequence[Evidence], asked: Mapping[str, tuple[C
     sentence="The larger lr / batch size, the smaller the norm of the Hessian at the end.",
     source=Source(PAPER, "figure 1a"),
     scope="sweep",
-    statistic="Spearman's correlation of |H|_F at the end with lr / batch size over the converged runs of a grid, mean over seeds",
+    statistic="Spearman's correlation of |H|_F at the end with lr / batch size, over the converged runs of a grid; mean of seeds",
     threshold="< 0",
     quantities=QUANTITIES,
     experiments=at_equal_epochs(GRID),
@@ -172,8 +173,8 @@ def norm_falls(runs: Sequence[Evidence]) -> Verdict:
     sentence="The larger lr / batch size, the better the held-out accuracy at the end of runs that have converged.",
     source=Source(PAPER, "figure 1b"),
     scope="sweep",
-    statistic="Spearman's correlation of the held-out accuracy at the end with lr / batch size over the converged runs of a grid, "
-    "mean over seeds",
+    statistic="Spearman's correlation of the held-out accuracy at the end with lr / batch size, over the converged runs of a "
+    "grid; mean of seeds",
     threshold="> 0",
     quantities=QUANTITIES,
     experiments=at_equal_epochs(GRID),
