@@ -13,6 +13,7 @@ import torch
 from sgdscope import datasets
 from sgdscope.datasets import readers
 from sgdscope.errors import ArgumentError, DataError, UnknownNameError
+from sgdscope.experiment import Experiment
 
 FREE = [name for name, needs, _ in datasets.names() if not needs and "<" not in name]
 SHAPES = {  # training shape, test examples, classes
@@ -101,6 +102,35 @@ def test_label_noise(share):
         assert not torch.equal(other.y, noisy.y)
         assert torch.equal(datasets.load("digits", label_noise=share, noise_seed=4).y, noisy.y)
         assert noisy.fingerprint != clean.fingerprint
+
+
+def test_label_conventions():
+    clean, told = datasets.load("wine"), {"label_noise": 0.5, "noise_seed": 4}
+    uniform, different = datasets.load("wine", **told), datasets.load("wine", **told, label_convention="different")
+    rng = np.random.default_rng(4)  # the draws that recorded runs rest on
+    where = np.sort(rng.choice(142, 71, replace=False))
+    expected = clean.y.clone()
+    expected[where] = torch.from_numpy(rng.integers(3, size=71))
+    assert torch.equal(uniform.y, expected)
+    assert uniform.noisy.tolist() == different.noisy.tolist() == where.tolist()
+    assert (clean.y != different.y).nonzero()[:, 0].tolist() == where.tolist()
+    shifts = (different.y - clean.y)[where] % 3
+    assert sorted(shifts.unique().tolist()) == [1, 2]
+    assert float((shifts == 1).float().mean()) == pytest.approx(0.5, abs=5 * 0.5 / 71**0.5)  # five standard deviations
+    assert different.info["wrong_labels"] == pytest.approx(71 / 142)
+    assert uniform.info["wrong_labels"] == pytest.approx(float((clean.y != uniform.y).double().mean()))
+    assert (uniform.info["label_convention"], different.info["label_convention"]) == ("uniform", "different")
+    with pytest.raises(UnknownNameError, match="no label_convention is called 'other'"):
+        datasets.load("wine", **told, label_convention="other")
+
+
+def test_the_convention_of_an_experiment_is_left_out_where_it_is_the_old_one():
+    told = {"model": {"name": "mlp"}, "phases": [{"lr": 0.1, "batch_size": 8, "updates": 1}]}
+    assert "label_convention" not in Experiment(data={"dataset": "wine"}, **told).described()["data"]
+    chosen = Experiment(data={"dataset": "wine", "label_noise": 0.5, "label_convention": "different"}, **told)
+    assert datasets.load("wine", **chosen.data.options).info["label_convention"] == "different"
+    with pytest.raises(ArgumentError, match=r"data\.label_convention: expected 'uniform' or 'different'; got 'other'"):
+        Experiment(data={"dataset": "wine", "label_convention": "other"}, **told)
 
 
 def test_drawn_sets_follow_their_seed_and_their_law():

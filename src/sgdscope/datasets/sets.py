@@ -21,6 +21,7 @@ from sgdscope.errors import ArgumentError, DataError, unknown
 
 Array = NDArray[Any]
 SPLIT_SEED, TRAIN_SHARE, TEXT_SHARE = 0, 0.8, 0.9  # ours: where nobody has fixed a split
+CONVENTIONS = ("uniform", "different")  # of a label that is drawn anew
 
 
 @dataclass(frozen=True)
@@ -359,6 +360,7 @@ def load(
     train: int | None = None,
     test: int | None = None,
     label_noise: float = 0.0,
+    label_convention: str = "uniform",
     noise_seed: int = 0,
     standardise: bool = True,
     seed: int = 0,
@@ -371,7 +373,8 @@ def load(
     Pixels are divided by their largest possible value. Standardised, x -> (x - mean) / std with mean and standard
     deviation (1/N) over the training examples that were taken: of each channel of images, of each feature of a table
     (a constant feature is only centred). A share q of the training labels, round(q N) of them drawn without
-    replacement, is replaced by a uniformly drawn class, which may be the old one.
+    replacement, is replaced by a drawn class: a uniform one, which may be the old one, so that q (1 - 1/C) of the labels are
+    wrong (the convention of Jastrzebski et al.'s later code), or a uniform one of the others, so that q of them are.
 
     Args:
         name: one of `names`, ``csv:<path>`` (a path that ends in .csv or .csv.gz does too) or ``text:<path>``.
@@ -379,6 +382,7 @@ def load(
         train: training examples, the head of the training part; all if None (1000 of a drawn set).
         test: test examples, the head of the test part; all if None (500 of a drawn set).
         label_noise: q, 0 <= q <= 1.
+        label_convention: ``uniform`` over all classes, or ``different`` from the old label.
         noise_seed: of the replaced labels.
         standardise: whether to take mean and standard deviation out.
         seed: of a drawn set.
@@ -388,12 +392,13 @@ def load(
             deviations) does not rule the loss; None leaves them. How many were cut is in `info`.
 
     Returns:
-        The data set; of a table `info` names the constant features and the feature with the largest value, in standard
-        deviations. Bundled sets and single tables are split by a permutation with seed 0, 80 % for training.
+        The data set; `info` has the share of labels that are wrong, and of a table it names the constant features and the
+        feature with the largest value, in standard deviations. Bundled sets and single tables are split by a permutation with seed 0, 80 % for training.
 
     Raises:
         ArgumentError: an argument is out of range.
         DataError: a file is missing or not as expected.
+        UnknownNameError: an unknown convention.
 
     Cost: what the parts that were asked for take in memory, as float32; of the image files only the head is read.
     """
@@ -403,6 +408,9 @@ def load(
             raise ArgumentError(f"{argument}: expected at least 1, got {value}")
     if not 0.0 <= label_noise <= 1.0:
         raise ArgumentError(f"label_noise: expected a share 0 <= label_noise <= 1, got {label_noise}")
+    if label_convention not in CONVENTIONS:
+        error = unknown("label_convention", label_convention, CONVENTIONS)
+        raise error
     folder = None if data_dir is None else Path(data_dir)
     if folder is not None and entry.needs_folder and not folder.is_dir():
         raise DataError(f"data_dir: expected a folder, and {folder} is none; --data-dir names it")
@@ -411,15 +419,16 @@ def load(
         raise ArgumentError(f"label_noise: a text has no labels to replace; expected 0, got {label_noise}")
     x, y = _head(name, "train", (raw.parts[0], raw.parts[1]), train)
     x_test, y_test = _head(name, "test", (raw.parts[2], raw.parts[3]), test)
-    y, noisy = _with_noise(y, raw.classes, label_noise, noise_seed)
+    labels, noisy = _with_noise(y, raw.classes, label_noise, (label_convention, noise_seed))
     x, x_test, constants = _scaled(x, x_test, raw, standardise)
     if clip is not None and (raw.kind != "table" or not standardise or not clip > 0):
         raise ArgumentError(f"clip: expected a number > 0, for the standardised features of a table; got {clip} for '{name}'")
     if raw.kind == "table":
         x, x_test, told = _looked_at(x, x_test, raw.info.get("features"), clip)
         constants |= told
-    tensors = [torch.from_numpy(np.ascontiguousarray(part)) for part in (x, y, x_test, y_test)]
-    info = raw.info | constants | {"label_noise": label_noise, "noise_seed": noise_seed}
+    tensors = [torch.from_numpy(np.ascontiguousarray(part)) for part in (x, labels, x_test, y_test)]
+    info = raw.info | constants | {"label_noise": label_noise, "noise_seed": noise_seed, "label_convention": label_convention}
+    info["wrong_labels"] = float((labels != y).mean())
     return Dataset(
         tensors[0], tensors[1], tensors[2], tensors[3], raw.classes, name, _hash(tensors), torch.from_numpy(noisy), info
     )
@@ -432,13 +441,18 @@ def _head(name: str, part: str, whole: tuple[Array, Array], n: int | None) -> tu
     return x[:n], y[:n].copy()
 
 
-def _with_noise(y: Array, classes: int, share: float, seed: int) -> tuple[Array, NDArray[np.int64]]:
+def _with_noise(y: Array, classes: int, share: float, how: tuple[str, int]) -> tuple[Array, NDArray[np.int64]]:
+    """The labels with a share of them drawn anew by (convention, seed), and which they are."""
     if share == 0:
         return y, np.empty(0, np.int64)
-    rng = np.random.default_rng(seed)
+    convention, rng = how[0], np.random.default_rng(how[1])
     where = np.sort(rng.choice(len(y), round(share * len(y)), replace=False)).astype(np.int64)
-    y[where] = rng.integers(classes, size=len(where))
-    return y, where
+    drawn = y.copy()
+    if convention == "uniform":
+        drawn[where] = rng.integers(classes, size=len(where))
+    else:
+        drawn[where] = (y[where] + rng.integers(1, classes, size=len(where))) % classes
+    return drawn, where
 
 
 def _scaled(x: Array, x_test: Array, raw: Raw, standardise: bool) -> tuple[Array, Array, dict[str, Any]]:

@@ -23,6 +23,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Data(Part):
     """What is learnt: a dataset by name and how much of it; `label_noise` is the share of training labels made random.
 
+    They are drawn uniformly over all classes, or with `label_convention = "different"` over those that differ from the old label.
     `seed` is that of drawn data, `context` the window of a text, `label` the label column of a table; see `datasets.load`.
     """
 
@@ -30,6 +31,7 @@ class Data(Part):
     train: PositiveInt | None = None
     test: PositiveInt | None = None
     label_noise: Share = 0.0
+    label_convention: Literal["uniform", "different"] | None = None  # None, as in older runs: uniform
     noise_seed: int = 0
     standardise: bool = True
     seed: int | None = None
