@@ -1,5 +1,6 @@
 """Advice on runs whose answers are known: the edge, both noise scales, the price of a batch; what is said without an answer."""
 
+import html
 import json
 from dataclasses import replace
 
@@ -9,16 +10,18 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+from sgdscope import figures
 from sgdscope.cli import app
 from sgdscope.diagnosis import diagnose
 from sgdscope.diagnosis.advice import batch_advice, edge_advice, noise_advice
 from sgdscope.diagnosis.point import Edge, Noise, edge_at, noise_at, root_scale
-from sgdscope.errors import ArgumentError
-from sgdscope.experiment import Experiment, run
+from sgdscope.errors import ArgumentError, NotAvailableError
+from sgdscope.experiment import Experiment, parts, run
 from sgdscope.forecast import Method
 from sgdscope.landscapes import NoisyQuadratic, walk
 from sgdscope.quantities.averages import Averages
 from sgdscope.recorder import Recorder, every
+from sgdscope.report import report
 from sgdscope.runs import open_trajectory
 from sgdscope.stores.zarr import ZarrStore
 from sgdscope.surface import LossSurface
@@ -241,8 +244,38 @@ def test_a_replayed_run_without_sums_gives_the_same_forecast(recorded):
     assert root_scale(summed, Method("adamw", 0.002, 0.0, 0.9, False, 0.01, 16.0), 1010, surface.theta()).min() > 0
 
 
-def parts_of(trajectory):
-    from sgdscope.experiment import parts
+def test_the_page_shows_the_advice_and_the_forecast(recorded, tmp_path):
+    told = diagnose(open_trajectory(recorded[0]), LossSurface(*parts_of(open_trajectory(recorded[0]))), budgets=(0.1, 0.05))
+    page = report(recorded[0], tmp_path / "page.html").read_text(encoding="utf-8")
+    section = page[page.index('<h3 id="run-1-diagnosis">') :]
+    for line in told.advice:
+        assert html.escape(line.sentence) in section
+    assert html.escape(told.advice[-1].reason) in section
+    assert section.count("<td>train, 10%</td>") == 1
+    assert "<td>train, 5%</td>" not in section  # 50 updates are too few
+    drawn = figures.annealing_forecast(told.annealing)
+    names = {trace.name: trace for trace in drawn.data}
+    assert names["annealed, 90 %"].y[0] == pytest.approx(told.advice[3].numbers["annealed"])
+    assert names["annealed, 90 %"].x[0] == 1010 + 101
+    assert names["average of the iterates"].x.tolist() == [1010 - 50.5, 1010 - 151.5, 1010 - 252.5]
+    with pytest.raises(NotAvailableError, match="no forecast of annealing could be made"):
+        figures.annealing_forecast(told.annealing.isel(budget=[1]))
 
+
+def test_predicted_drops_are_drawn_against_real_ones():
+    rows = [
+        {"setting": "a", "real": 0.2, "predicted": 0.23, "half_width": 0.05},
+        {"setting": "a", "real": 0.3, "predicted": 0.27, "half_width": 0.4},
+        {"setting": "b", "real": -0.1, "predicted": 0.1, "half_width": 0.1},
+    ]
+    drawn = figures.predicted_against_real(rows)
+    assert [trace.name for trace in drawn.data] == ["a", "predicted = real"]
+    assert list(drawn.data[0].x) == [0.2, 0.3]
+    assert drawn.data[0].error_y.arrayminus.tolist() == pytest.approx([0.05, 0.243])
+    with pytest.raises(NotAvailableError, match="no row has a positive drop"):
+        figures.predicted_against_real(rows[2:])
+
+
+def parts_of(trajectory):
     model, loss, data = parts(Experiment(**trajectory.settings["experiment"]))
     return model, loss, (data.x, data.y)

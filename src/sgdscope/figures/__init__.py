@@ -7,6 +7,7 @@ that a page can be light or dark; the colours are Okabe and Ito's (2008), shifte
 
 from sgdscope.figures.across import distance_law, floor_position, height_against_lr
 from sgdscope.figures.curvature import alignment, edge_threshold, spectral_density, spectrum_walk
+from sgdscope.figures.forecast import annealing_forecast, predicted_against_real
 from sgdscope.figures.look import batch_of, learning_rate, name_of, nonfinite_steps, walker_of
 from sgdscope.figures.nudged import accuracy_of, gamma_of, nudged, sharpness_against_accuracy, sharpness_paths
 from sgdscope.figures.series import scalar_series, user_series
@@ -17,6 +18,7 @@ from sgdscope.figures.valley import valley_walk
 __all__ = [
     "accuracy_of",
     "alignment",
+    "annealing_forecast",
     "batch_of",
     "batch_walk",
     "cross_sections",
@@ -29,6 +31,7 @@ __all__ = [
     "name_of",
     "nonfinite_steps",
     "nudged",
+    "predicted_against_real",
     "saturation_along",
     "scalar_series",
     "sharpness_against_accuracy",

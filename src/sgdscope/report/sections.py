@@ -10,6 +10,7 @@ import numpy as np
 
 from sgdscope import figures
 from sgdscope.report.curvature import curvature_across, curvature_section
+from sgdscope.report.diagnosis import diagnosis_section
 from sgdscope.report.directions import batch_section, neurons_section, sharpest_section
 from sgdscope.report.page import alarm, figure, missing, safe, with_error
 from sgdscope.report.reading import Page
@@ -22,6 +23,7 @@ MOST_COLUMNS = 4
 def run_section(page: Page) -> str:
     """What one run shows: windows, panels, scalars, and what is missing."""
     parts = [f'<section id="{page.key}"><h2>{safe(page.name)}</h2>', *_problems(page)]
+    parts.append(diagnosis_section(page))
     rows = window_rows(page)
     if rows:
         parts.append(_window_table(rows))

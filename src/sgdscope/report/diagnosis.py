@@ -1,0 +1,63 @@
+"""The section of the page on advice: the sentences of `diagnose`, and the forecast of annealing as table and figure."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from sgdscope import figures
+from sgdscope.report.page import figure, missing, number, safe
+from sgdscope.report.reading import Page
+
+EXPECTED = (
+    "The method is held against really annealed copies in docs/annealing.md; a forecast without an interval, or with a reason "
+    "beside it, is not to be relied on."
+)
+
+
+def diagnosis_section(page: Page) -> str:
+    """The advice on one run; nothing where it was not asked for."""
+    advice, annealing = (page.evidence.measured.get(name) for name in ("diagnosis", "annealing"))
+    if advice is None and annealing is None:
+        return ""
+    parts = [f'<h3 id="{page.key}-diagnosis">Diagnosis</h3>']
+    if advice is not None and "sentence" in advice:
+        parts.append(_sentences(advice))
+    if annealing is not None and "annealed" in annealing:
+        parts.append(_table(annealing))
+        caption = (
+            "Averages of the iterates over three consecutive windows of the width of the decay, the loss now, and that at the "
+            f"end of a decay that begins now. Open circles: it cannot be told. {EXPECTED}"
+        )
+        parts.append(figure(lambda: figures.annealing_forecast(annealing), caption))
+    return "".join(parts)
+
+
+def _sentences(advice: xr.Dataset) -> str:
+    items = ""
+    for sentence, reason in zip(advice["sentence"].values, advice["reason"].values, strict=True):
+        doubt = missing(f"Cannot tell: {safe(reason)}.") if str(reason) else ""
+        items += f"<li>{safe(sentence)}{doubt}</li>"
+    step = advice.attrs.get("step")
+    return f'<p class="soft">At update {safe(step)}.</p><ul>{items}</ul>'
+
+
+def _table(data: xr.Dataset) -> str:
+    """One row a set of data and budget."""
+    labels = ("loss now", "annealed", "90 % interval", "drop", "height", "progress", "hindcast error")
+    head = "".join(f'<th class="n">{label}</th>' for label in labels)
+    body = ""
+    for name in data["data"].values.tolist():
+        for budget in data["budget"].values.tolist():
+            cell = data.sel(data=name, budget=budget)
+            if not np.isfinite(cell["annealed"]):
+                continue
+            low, high = (number(float(cell[f"annealed_{side}"])) for side in ("low", "high"))
+            values = [float(cell["loss_now"]), float(cell["annealed"])]
+            rest = [float(cell[key]) for key in ("drop", "height", "progress", "hindcast_error")]
+            cells = [*map(number, values), f"{low} to {high}", *map(number, rest)]
+            row = "".join(f'<td class="n">{text}</td>' for text in cells)
+            body += f"<tr><td>{safe(name.replace('_', '-'))}, {budget:.0%}</td>{row}</tr>"
+    if not body:
+        return missing("What annealing now would give cannot be told; the reasons are above.")
+    return f'<div class="scroll"><table><thead><tr><th>annealing now</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
