@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sgdscope.checks import check as check
+    from sgdscope.comparison import compare as compare
+    from sgdscope.comparison import interpolate as interpolate
     from sgdscope.contracts import Verdict as Verdict
+    from sgdscope.diagnosis import diagnose as diagnose
+    from sgdscope.ensembles.parallel import WeightedParallelSGD as WeightedParallelSGD
+    from sgdscope.escapes import escape as escape
     from sgdscope.experiment import Experiment as Experiment
     from sgdscope.experiment import run as run
+    from sgdscope.experiment import run_ensemble as run_ensemble
     from sgdscope.measure import live as live
     from sgdscope.measure import measure as measure
     from sgdscope.recorder import Recorder as Recorder
@@ -22,15 +28,27 @@ if TYPE_CHECKING:
     from sgdscope.report import report as report
     from sgdscope.runs import open_trajectory as open_trajectory
     from sgdscope.surface import LossSurface as LossSurface
+    from sgdscope.walkers.inertia import Adai as Adai
+    from sgdscope.walkers.langevin import SGLD as SGLD
     from sgdscope.walkers.nudged import NudgedSGD as NudgedSGD
+    from sgdscope.walkers.private import PrivateSGD as PrivateSGD
+    from sgdscope.walkers.projected import ProjectedLangevin as ProjectedLangevin
+    from sgdscope.walkers.shaped import SVAG as SVAG
+    from sgdscope.walkers.shaped import ShapedNoise as ShapedNoise
 
 __version__ = "0.1.0"
 
 _HOME = {
     "check": "checks",
+    "compare": "comparison",
+    "interpolate": "comparison",
     "Verdict": "contracts",
+    "diagnose": "diagnosis",
+    "WeightedParallelSGD": "ensembles.parallel",
+    "escape": "escapes",
     "Experiment": "experiment",
     "run": "experiment",
+    "run_ensemble": "experiment",
     "live": "measure",
     "measure": "measure",
     "Recorder": "recorder",
@@ -41,7 +59,13 @@ _HOME = {
     "report": "report",
     "open_trajectory": "runs",
     "LossSurface": "surface",
+    "Adai": "walkers.inertia",
+    "SGLD": "walkers.langevin",
     "NudgedSGD": "walkers.nudged",
+    "PrivateSGD": "walkers.private",
+    "ProjectedLangevin": "walkers.projected",
+    "SVAG": "walkers.shaped",
+    "ShapedNoise": "walkers.shaped",
 }
 
 __all__ = ["__version__", *_HOME]
