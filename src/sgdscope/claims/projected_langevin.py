@@ -100,7 +100,7 @@ def _distances(lrs: Sequence[float], chains: Mapping[str, int], **more: Any) -> 
 
 DISTANCES = presets(
     {
-        "quick": _distances([0.04, 0.01, 0.0025], {"uniform": 10_000, "gaussian": 100_000}),
+        "quick": _distances([0.04, 0.01, 0.0025], {"uniform": 10_000, "gaussian": 50_000}),
         "standard": _distances([0.02, 0.005, 0.00125], {"uniform": 30_000, "gaussian": 300_000}),
         "paper": _distances([0.02, 0.005, 0.00125, 0.0003], {"uniform": 100_000, "gaussian": 1_000_000}),
     },
@@ -249,7 +249,7 @@ def _volumes(dims: Mapping[int, int], steps: float = 8.0) -> list[Description]:
 
 FOUND = presets(
     {
-        "quick": _volumes({5: 2000, 10: 600}),
+        "quick": _volumes({4: 1000, 8: 400}),
         "standard": _volumes({10: 2000, 20: 1000}),
         "paper": _volumes(dict.fromkeys(range(10, 101, 10), 1000)),
     },
