@@ -392,8 +392,8 @@ def load(
             deviations) does not rule the loss; None leaves them. How many were cut is in `info`.
 
     Returns:
-        The data set; `info` has the share of labels that are wrong, and of a table it names the constant features and the
-        feature with the largest value, in standard deviations. Bundled sets and single tables are split by a permutation with seed 0, 80 % for training.
+        The data set; `info` has the share of labels that are wrong, and of a table the constant features and the feature with
+        the largest value, in standard deviations. Bundled sets and single tables are split by a permutation, seed 0, 80 %.
 
     Raises:
         ArgumentError: an argument is out of range.
