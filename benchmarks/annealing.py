@@ -199,15 +199,54 @@ def one(name: str, seed: int, data_dir: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def cost(name: str, data_dir: Path, *, updates: int = 10_000, examples: int = 2048) -> dict[str, float]:
+    """What a forecast costs beside a run of 10^4 updates: averaging in the loop, and the evaluations afterwards.
+
+    Args:
+        name: of the setting.
+        data_dir: folder of the data files.
+        updates: of the run; the loop is timed on 600 of them, and averaging on the same points, in chunks of 50.
+        examples: of each surface, at most.
+
+    Returns:
+        Shares of the run's time.
+    """
+    setting, seconds = (SETTINGS | PILOT)[name], {"bare": 0.0, "averaged": 0.0}
+    experiment = Experiment(data=setting.data, model=setting.model, phases=[setting.phase | {"updates": 600}])
+    loop, averages = Loop(experiment, data_dir), Averages()
+    with loop.random.installed(1):
+        for chunk in range(12):
+            began = time.perf_counter()
+            for _ in range(50):
+                loop.advance()
+            seconds["bare"] += time.perf_counter() - began
+            points = [loop.layout.pack(loop.parameters) for _ in range(50)]  # the recorder has this copy anyway
+            began = time.perf_counter()
+            for k, point in enumerate(points):
+                averages.write_iterate(50 * chunk + k + 1, point)
+            seconds["averaged"] += time.perf_counter() - began
+    data, (x, y) = loop.data, (loop.data.x[:examples], loop.data.y[:examples])
+    train, held = (
+        LossSurface(loop.model, LOSSES["cross_entropy"], p) for p in ((x, y), (data.x_test[:examples], data.y_test[:examples]))
+    )
+    theta = loop.snapshot().theta
+    began = time.perf_counter()
+    losses_at([train, held], [(theta, None)] * 4)
+    asked = time.perf_counter() - began
+    return {"averaging": seconds["averaged"] / seconds["bare"], "asking": asked / (seconds["bare"] / 600 * updates)}
+
+
 def main() -> None:
     """Make the runs that are named and keep their rows."""
     parser = argparse.ArgumentParser()
     parser.add_argument("setting", choices=[*SETTINGS, *PILOT])
-    parser.add_argument("seeds", type=int, nargs="+")
+    parser.add_argument("seeds", type=int, nargs="*", help="none: what a forecast costs")
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if not given.seeds:
+        print(given.setting, cost(given.setting, given.data_dir))
     for seed in given.seeds:
         rows = one(given.setting, seed, given.data_dir)
         kept = json.loads(given.out.read_text()) if given.out.exists() else []

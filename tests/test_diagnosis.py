@@ -75,14 +75,14 @@ def test_the_noise_scales_are_those_of_the_exact_covariance(quadratic, adaptive)
     g = quadratic.value_and_grad(theta)[1]
     simple = torch.trace(inverse @ c) / (g @ inverse @ g)
     curved = torch.trace(inverse @ h @ inverse @ c) / (g @ inverse @ h @ inverse @ g)
-    told = [noise_at(quadratic, theta, SGD, scale.rsqrt(), buffers=None, seed=seed) for seed in range(24)]
+    told = [noise_at(quadratic, theta, scale.rsqrt(), buffers=None, seed=seed) for seed in range(24)]
     for name, truth in (("simple", float(simple)), ("curved", float(curved))):
         values = np.array([getattr(one, name) for one in told])
         errors = np.array([getattr(one, f"{name}_stderr") for one in told])
         assert values.mean() == pytest.approx(truth, abs=4 * values.std(ddof=1) / np.sqrt(24))
         assert 4 * values.std(ddof=1) / np.sqrt(24) < 0.4 * truth
         assert errors.mean() == pytest.approx(values.std(ddof=1), rel=0.4)
-    assert told[0].descent == pytest.approx(0.9 * float(g @ inverse @ g))
+    assert told[0].trace == pytest.approx(told[0].simple * float(g @ inverse @ g))
 
 
 # --- sentences ---------------------------------------------------------------------------------------------------------
@@ -107,14 +107,15 @@ def test_the_side_of_the_edge_is_told_by_the_interval(ratio, stderr, answer):
     ("curved", "answer"), [(90.0, "noise-dominated"), (8.0, "curvature-dominated"), (22.0, "neither dominates")]
 )
 def test_what_dominates_is_told_by_the_interval(curved, answer):
-    told = noise_advice(Noise(50.0, 2.0, curved, 3.0, 0.1, 0.2), SGD)
+    told = noise_advice(Noise(50.0, 2.0, curved, 3.0, 0.3), SGD)
     assert told.answer == answer
     assert told.numbers["share_of_noise"] == pytest.approx(curved / (curved + 20))
-    assert noise_advice(Noise(50.0, 2.0, float("nan"), float("nan"), 0.1, 0.2), SGD).answer == "cannot tell"
+    assert told.numbers["height_by_noise"] == pytest.approx(0.9 * 0.3 / 80)
+    assert noise_advice(Noise(50.0, 2.0, float("nan"), float("nan"), 0.3), SGD).answer == "cannot tell"
 
 
 def test_a_batch_that_costs_a_tenth_more_and_its_rate():
-    noise = Noise(900.0, 20.0, 400.0, 30.0, 0.1, 0.2)
+    noise = Noise(900.0, 20.0, 400.0, 30.0, 0.3)
     told = batch_advice(SGD, noise, None)
     best = told.numbers["batch_size"]
     assert best == 62  # 1.1 x 20 + 0.1 x 400

@@ -105,7 +105,8 @@ def diagnose(
       many of the k largest eigenvalues lie above it. Below or above the edge if the 95 % interval (over parts of the examples)
       says so.
     * Noise: at second order an update raises the loss by lr^2 / 2 (g' H g + Tr(HC) / B). Noise-dominated where the second part is
-      the larger one, B < B_noise = Tr(HC) / g' H g, with a 95 % interval over random signs.
+      the larger one, B < B_noise = Tr(HC) / g' H g, with a 95 % interval over random signs. Beside it `height_by_noise`,
+      lr / (1 - momentum) Tr C / (4 B), where a quadratic in equilibrium would stand: an independent alarm for the height.
     * Batch size: an update's worth of progress costs 1 + B / B_crit times the examples of the smallest batch; near-lossless is
       the largest batch that costs at most 10 % more than now, B' = 1.1 B + 0.1 B_crit; B_crit the curved scale, else the
       simple one. The learning rate that goes with it by `theory.rescale`, at most what the edge allows for the largest
@@ -199,7 +200,7 @@ def _at_the_point(
     try:
         if not len(root):
             raise NotAvailableError(first.reason)
-        noise = noise_at(surface, theta, method, root, buffers=buffers, seed=seed)
+        noise = noise_at(surface, theta, root, buffers=buffers, seed=seed)
         second = noise_advice(noise, method)
     except (SgdscopeError, DataError) as error:
         second = _cannot("noise", str(error))
@@ -267,6 +268,7 @@ def noise_advice(noise: Noise, method: Method) -> Advice:
         "noise_scale_stderr": noise.simple_stderr,
         "curved_noise_scale": scale,
         "curved_noise_scale_stderr": error,
+        "height_by_noise": method.effective_lr * noise.trace / (4 * batch),
     }
     if not batch >= 1:
         return _cannot("noise", "the batch size was not recorded", **numbers)

@@ -58,16 +58,14 @@ class Noise:
         simple_stderr: of it.
         curved: Tr(D^-1 H D^-1 C) / (g' D^-1 H D^-1 g): noise against mean step at second order; NaN if that is not positive.
         curved_stderr: of it.
-        rise: second-order rise of the loss by the noise of one update with one example, Tr(D^-1 H D^-1 C) lr^2 / 2.
-        descent: g' D^-1 g lr, first-order fall of one update.
+        trace: Tr(D^-1 C), of one example.
     """
 
     simple: float
     simple_stderr: float
     curved: float
     curved_stderr: float
-    rise: float
-    descent: float
+    trace: float
 
 
 def root_scale(trajectory: Trajectory, method: Method, step: int, like: Tensor) -> Tensor:
@@ -161,9 +159,7 @@ def _spread(surface: Surface, theta: Tensor, direction: Tensor, buffers: Mapping
     return float(np.std(values, ddof=1) / np.sqrt(PARTS))
 
 
-def noise_at(
-    surface: Surface, theta: Tensor, method: Method, root: Tensor, *, buffers: Mapping[str, Tensor] | None, seed: int
-) -> Noise:
+def noise_at(surface: Surface, theta: Tensor, root: Tensor, *, buffers: Mapping[str, Tensor] | None, seed: int) -> Noise:
     """Measure the scales of the gradient noise from random signs.
 
     z = sum_i (s_i - mean s) g_i / sqrt(N) with random signs s has E z z' = C, the covariance (1/N) of the examples' gradients, so
@@ -172,7 +168,6 @@ def noise_at(
     Args:
         surface: on training data, with single examples.
         theta: [P].
-        method: of the run.
         root: D^(-1/2), [P].
         buffers: of the point.
         seed: of the signs.
@@ -207,8 +202,7 @@ def noise_at(
         simple_stderr=errors[0] / slope if slope > 0 else float("nan"),
         curved=curved / bend if bent else float("nan"),
         curved_stderr=errors[1] / bend if bent else float("nan"),
-        rise=curved * method.lr**2 / 2,
-        descent=slope * method.lr,
+        trace=plain,
     )
 
 
