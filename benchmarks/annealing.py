@@ -302,6 +302,7 @@ def _lines(chosen: list[dict[str, Any]], where: str) -> list[dict[str, object]]:
     cover = {s: np.mean([row["covered"] for row in chosen if row["setting"] == s]) for s in {row["setting"] for row in chosen}}
     sure = np.array([row["told"] for row in counted])
     signed = [np.sign(row["predicted"]) == np.sign(row["real"]) for row in chosen if row["signed"]]
+    sured = [np.sign(row["predicted"]) == np.sign(row["real"]) for row in chosen if row["signed"] and row["told"]]
     worst, least = max(own, key=lambda s: own[s]), min(cover, key=lambda s: cover[s])
     held = where.startswith("held")
     size = f"{len(counted)} of {len(chosen)} rows count"
@@ -311,6 +312,7 @@ def _lines(chosen: list[dict[str, Any]], where: str) -> list[dict[str, object]]:
         ("median of the worst setting", own[worst], "" if held else "<= 0.30", worst),
         ("median, rows it says it can tell", np.median(error[sure]) if sure.any() else np.nan, "", f"{sure.sum()} rows"),
         ("sign right", np.mean(signed), ">= 0.90", f"{len(signed)} rows"),
+        ("sign right, rows it says it can tell", np.mean(sured) if sured else np.nan, "", f"{len(sured)} rows"),
         ("cover, all settings", np.mean([row["covered"] for row in chosen]), "0.90", f"{len(chosen)} rows"),
         ("cover, least setting", cover[least], ">= 0.80", least),
         ("2 % branch as it is, median", np.median(branch), "", size),

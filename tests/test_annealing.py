@@ -144,7 +144,7 @@ def test_it_says_why_it_cannot_tell(quadratic):
     assert np.isfinite(told["loss_now"])
     sparse = walk(surface, updates=1200, snapshots=[0, 1200], **options)
     why = annealing(sparse, surface, budgets=(0.1,))["reason"].values.item()
-    assert why.startswith("the iterates were not summed: attach Averages to the recorder")
+    assert why.startswith("the iterates were not summed: Recorder(..., live=[live('averages')]), or [record] averages = 64")
 
 
 def test_a_hindcast_that_misses_is_told_and_the_value_kept():

@@ -151,7 +151,7 @@ def _plans(trajectory: Trajectory, step: int, shares: Sequence[float], blocks: S
         try:
             blocks = kept_blocks(trajectory) or rebuilt_blocks(trajectory, step - 3 * max(usable), step)
         except NotAvailableError as error:
-            missing = f"the iterates were not summed: attach Averages to the recorder, Recorder(..., live=[Averages()]) ({error})"
+            missing = f"the iterates were not summed: Recorder(..., live=[live('averages')]), or [record] averages = 64 in the TOML ({error})"
     plans = []
     for width, reason in zip(widths, reasons, strict=True):
         plans.append(

@@ -66,7 +66,7 @@ class Recorder:
         parameters: shell patterns of the parameters that make up theta; None for all that require a gradient.
         batches: ``"bursts"`` also keeps the batches of the named updates (of `watch`, else of `loss`); under gradient
             accumulation a list of them.
-        live: sinks that are called in the loop with what goes to the store.
+        live: sinks that are called in the loop with what goes to the store; those that are `Iterates` see every point too.
         resume: ``"append"`` goes on with the run at `path`, if there is one, and drops its rows from `start_step` on.
         start_step: number of the first update; None for 0, or for the update after the last row that was kept.
         budget: bytes for snapshots, batches and key frames; when it is used up only scalars go on.
