@@ -23,6 +23,7 @@ Array = NDArray[np.float64]
 Row = dict[str, Any]
 
 LEAST_WIDTH = 100  # steps: shorter windows than the slow oscillations; guess of the specification
+UNSUMMED = "the iterates were not summed: Recorder(..., live=[live('averages')]), or [record] averages = 64 in the TOML"
 LEAST_SEEN = 0.95  # of a window's iterates
 MOST_HINDCAST = 0.2  # error of the hindcast over the predicted drop; guess of the specification
 LEAST_ERRORS = 2.0  # drop over its standard error, on held-out data; guess of the specification
@@ -151,7 +152,7 @@ def _plans(trajectory: Trajectory, step: int, shares: Sequence[float], blocks: S
         try:
             blocks = kept_blocks(trajectory) or rebuilt_blocks(trajectory, step - 3 * max(usable), step)
         except NotAvailableError as error:
-            missing = f"the iterates were not summed: Recorder(..., live=[live('averages')]), or [record] averages = 64 in the TOML ({error})"
+            missing = f"{UNSUMMED} ({error})"
     plans = []
     for width, reason in zip(widths, reasons, strict=True):
         plans.append(
