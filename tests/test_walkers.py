@@ -71,6 +71,15 @@ class TestContract:
         assert str(entry.source)
         assert "lr" in entry.ranges
 
+    def test_the_hooks_of_a_step_are_called_once(self, name):
+        torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)  # from here on torch calls hooks inside of SGD.step too
+        model, calls = network(), []
+        optimizer = build(name, model)
+        optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+        optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+        walk(model, optimizer, batches(2))
+        assert calls == ["before", "after"] * 2
+
     def test_it_touches_no_global_randomness(self, name):
         before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # ruff: ignore[numpy-legacy-random]
         model = network()

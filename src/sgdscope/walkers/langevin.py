@@ -109,7 +109,7 @@ class SGLD(torch.optim.SGD):
         Returns:
             What the closure returned.
         """
-        value = super().step(closure)
+        value = self._descent().step(closure)
         generator = private(self._first["seed"], self._first["update"])
         with torch.no_grad():
             for group in self.param_groups:
@@ -119,6 +119,13 @@ class SGLD(torch.optim.SGD):
                         p.add_(_normal(p, generator), alpha=scale)
         self._first["update"] += 1
         return value
+
+    def _descent(self) -> torch.optim.SGD:
+        """Plain SGD on the same groups and state: torch would call the hooks of this walker again inside of ``super().step``."""
+        if "_plain" not in self.__dict__:  # not kept by pickle
+            self._plain = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        self._plain.param_groups, self._plain.state = self.param_groups, self.state
+        return self._plain
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
