@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sgdscope.experiment import Experiment, parts
 from sgdscope.records import Surface, Trajectory
-from sgdscope.vector import select_buffers, select_parameters
+from sgdscope.vector import Layout, select_buffers, select_parameters
 
 BATCH = 512
 
@@ -48,11 +48,26 @@ def standing(trajectory: Trajectory, step: int, model: nn.Module) -> nn.Module:
         The model.
     """
     theta, buffers = trajectory.theta(step), trajectory.buffers(step)  # may train a stretch again, which needs gradients
-    with torch.no_grad():
-        for name, value in trajectory.header.layout.restore(theta).items():
-            select_parameters(model)[name].copy_(value)
-        for name, value in buffers.items():
-            select_buffers(model)[name].copy_(value)
+    return placed(model, trajectory.header.layout, theta, buffers)
+
+
+@torch.no_grad()
+def placed(model: nn.Module, layout: Layout, theta: Tensor, buffers: Mapping[str, Tensor]) -> nn.Module:
+    """Put a model at a point.
+
+    Args:
+        model: written in place.
+        layout: of theta.
+        theta: [P].
+        buffers: name -> values.
+
+    Returns:
+        The model.
+    """
+    for name, value in layout.restore(theta).items():
+        select_parameters(model)[name].copy_(value)
+    for name, value in buffers.items():
+        select_buffers(model)[name].copy_(value)
     return model
 
 
