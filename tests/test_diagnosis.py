@@ -75,7 +75,7 @@ def test_the_noise_scales_are_those_of_the_exact_covariance(quadratic, adaptive)
     g = quadratic.value_and_grad(theta)[1]
     simple = torch.trace(inverse @ c) / (g @ inverse @ g)
     curved = torch.trace(inverse @ h @ inverse @ c) / (g @ inverse @ h @ inverse @ g)
-    told = [noise_at(quadratic, theta, scale.rsqrt(), buffers=None, seed=seed) for seed in range(24)]
+    told = [noise_at(quadratic, theta, SGD, scale.rsqrt(), buffers=None, seed=seed) for seed in range(24)]
     for name, truth in (("simple", float(simple)), ("curved", float(curved))):
         values = np.array([getattr(one, name) for one in told])
         errors = np.array([getattr(one, f"{name}_stderr") for one in told])
@@ -83,6 +83,32 @@ def test_the_noise_scales_are_those_of_the_exact_covariance(quadratic, adaptive)
         assert 4 * values.std(ddof=1) / np.sqrt(24) < 0.4 * truth
         assert errors.mean() == pytest.approx(values.std(ddof=1), rel=0.4)
     assert told[0].trace == pytest.approx(told[0].simple * float(g @ inverse @ g))
+
+
+def test_with_batchnorm_edge_and_noise_are_those_of_training_mode():
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2)).double()
+    x, y = torch.randn(160, 3, dtype=torch.float64), torch.randint(2, (160,))
+
+    def loss(model, batch):
+        return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+    surface, trained = (LossSurface(model, loss, (x, y), batchnorm=mode) for mode in ("eval", "batch"))
+    theta = surface.theta()
+    edge = edge_at(surface, theta, SGD, torch.ones_like(theta), buffers=None, k=3, seed=0)
+    eye = torch.eye(len(theta), dtype=torch.float64)
+    tops = [float(torch.linalg.eigvalsh(torch.stack([one.hvp(theta, unit) for unit in eye]))[-1]) for one in (trained, surface)]
+    assert edge.sharpness == pytest.approx(tops[0], rel=1e-3)
+    assert edge.sharpness != pytest.approx(tops[1], rel=0.05)
+    assert edge.stderr > 0
+    told = [noise_at(surface, theta, SGD, torch.ones_like(theta), buffers=None, seed=seed) for seed in range(6)]
+    batches = [torch.randint(160, (20,), generator=seeded(s)) for s in range(300)]
+    gradients = torch.stack([trained.on_batch((x[b], y[b])).value_and_grad(theta)[1] for b in batches])
+    trace = 20 * float(gradients.var(0).sum())
+    values = np.array([one.trace for one in told])
+    assert values.mean() == pytest.approx(trace, rel=0.3)
+    still = slice(9, 12)  # part of the weights, and a bias before BatchNorm below
+    assert float(gradients[:, 12:16].abs().max()) < 1e-12 < float(gradients[:, still].abs().max())
 
 
 # --- sentences ---------------------------------------------------------------------------------------------------------

@@ -113,7 +113,8 @@ def diagnose(
       eigenvalue.
     * Annealing now: `forecast.annealing`, train and held-out, height and progress apart.
 
-    For Adam and its family H, C and g are those in the coordinates of D^(-1/2) theta. Works live too: with the trajectory
+    For Adam and its family H, C and g are those in the coordinates of D^(-1/2) theta; with BatchNorm they are those of training
+    mode. Works live too: with the trajectory
     of the recorder's store and the `Averages` that is attached.
 
     Args:
@@ -200,7 +201,7 @@ def _at_the_point(
     try:
         if not len(root):
             raise NotAvailableError(first.reason)
-        noise = noise_at(surface, theta, root, buffers=buffers, seed=seed)
+        noise = noise_at(surface, theta, method, root, buffers=buffers, seed=seed)
         second = noise_advice(noise, method)
     except (SgdscopeError, DataError) as error:
         second = _cannot("noise", str(error))

@@ -16,8 +16,10 @@ from sgdscope.directions import private
 from sgdscope.errors import DataError, Outcome, SurfaceError
 from sgdscope.forecast import Method
 from sgdscope.records import Linearization, Surface, Trajectory
+from sgdscope.surface.statistics import normalised
 
 Array = NDArray[np.float64]
+WHOLE = 2048  # examples of the one batch on which a network with BatchNorm is measured in training mode
 PARTS = 8  # of the examples, for the error of the largest eigenvalue
 PROBES = 16  # random signs for each of the noise's traces
 
@@ -86,6 +88,23 @@ def root_scale(trajectory: Trajectory, method: Method, step: int, like: Tensor) 
     return trajectory.preconditioner(step).to(like).rsqrt() if method.adaptive else torch.ones_like(like)
 
 
+def as_trained(surface: Surface) -> Surface:
+    """The loss that the updates saw: with BatchNorm, one batch of at most 2048 examples in training mode.
+
+    With running statistics a bias before BatchNorm has a gradient that training never has, and so a second moment of about 0.
+
+    Args:
+        surface: on training data.
+
+    Returns:
+        The surface itself without BatchNorm.
+    """
+    if not normalised(surface):
+        return surface
+    examples = int(surface.fingerprint().get("examples") or 0)
+    return surface.on_batch(surface.rows(list(range(min(examples, WHOLE)))))
+
+
 def edge_at(
     surface: Surface, theta: Tensor, method: Method, root: Tensor, *, buffers: Mapping[str, Tensor] | None, k: int, seed: int
 ) -> Edge:
@@ -114,7 +133,7 @@ def edge_at(
     threshold, matrix = theory.stability_threshold(
         method.name, method.lr, momentum=method.momentum, nesterov=method.nesterov, beta1=method.beta1
     )
-    with surface.linearized(theta, buffers) as h:
+    with as_trained(surface).linearized(theta, buffers) as h:
         found = _pairs(h, root, k, seed)
     if not len(found.values):
         raise SurfaceError("curvature: no eigenvalue was found at this point; is the loss finite there?")
@@ -152,25 +171,32 @@ def _spread(surface: Surface, theta: Tensor, direction: Tensor, buffers: Mapping
     values = []
     try:
         for part in range(PARTS):
-            image = surface.subset(list(range(part, examples, PARTS))).hvp(theta, direction, buffers)
+            rows = list(range(part, examples, PARTS))
+            image = (surface.on_batch(surface.rows(rows)) if normalised(surface) else surface.subset(rows)).hvp(
+                theta, direction, buffers
+            )
             values.append(float(direction.double() @ image.double()))
     except DataError:
         return float("nan")
     return float(np.std(values, ddof=1) / np.sqrt(PARTS))
 
 
-def noise_at(surface: Surface, theta: Tensor, root: Tensor, *, buffers: Mapping[str, Tensor] | None, seed: int) -> Noise:
+def noise_at(
+    surface: Surface, theta: Tensor, method: Method, root: Tensor, *, buffers: Mapping[str, Tensor] | None, seed: int
+) -> Noise:
     """Measure the scales of the gradient noise from random signs.
 
     z = sum_i (s_i - mean s) g_i / sqrt(N) with random signs s has E z z' = C, the covariance (1/N) of the examples' gradients, so
-    z' D^-1 z and z' D^-1 H D^-1 z are unbiased for Tr(D^-1 C) and Tr(D^-1 H D^-1 C).
+    z' D^-1 z and z' D^-1 H D^-1 z are unbiased for Tr(D^-1 C) and Tr(D^-1 H D^-1 C). With BatchNorm no example has a gradient of
+    its own: there z = sqrt(B m / (m - 1)) (g_b - mean g_b) over m = 16 batches in training mode.
 
     Args:
         surface: on training data, with single examples.
         theta: [P].
+        method: of the run; its batch size counts with BatchNorm.
         root: D^(-1/2), [P].
         buffers: of the point.
-        seed: of the signs.
+        seed: of the signs or batches.
 
     Returns:
         The scales; of the data as they are.
@@ -186,15 +212,11 @@ def noise_at(surface: Surface, theta: Tensor, root: Tensor, *, buffers: Mapping[
     if examples < 2:
         raise DataError("data: they have no single examples; pass a Dataset or tensors")
     inverse, generator = root.double() ** 2, private(seed, 3)
-    with surface.linearized(theta, buffers) as h:
-        forms = []
-        for _ in range(PROBES):
-            signs = torch.randint(2, (examples,), generator=generator).double() * 2 - 1
-            weights = (signs - signs.mean()) / examples**0.5
-            forms.append(_forms(h, inverse, surface.weighted_grad(theta, weights, buffers=buffers).double()))
-        gradient = h.gradient.double()
-        slope, bend = _forms(h, inverse, gradient)
-    traces = np.array(forms)
+    make = _batch_deviations if normalised(surface) else _signed_sums
+    deviations = make(surface, (theta, buffers), examples, (method.batch_size, generator))
+    with as_trained(surface).linearized(theta, buffers) as h:
+        traces = np.array([_forms(h, inverse, z.double()) for z in deviations])
+        slope, bend = _forms(h, inverse, h.gradient.double())
     (plain, curved), errors = traces.mean(0), traces.std(0, ddof=1) / np.sqrt(PROBES)
     bent = bend > 0
     return Noise(
@@ -204,6 +226,23 @@ def noise_at(surface: Surface, theta: Tensor, root: Tensor, *, buffers: Mapping[
         curved_stderr=errors[1] / bend if bent else float("nan"),
         trace=plain,
     )
+
+
+def _signed_sums(surface: Surface, at: Any, examples: int, drawn: tuple[float, torch.Generator]) -> list[Tensor]:
+    """Sums of the examples' gradients with random signs."""
+    sums = []
+    for _ in range(PROBES):
+        signs = torch.randint(2, (examples,), generator=drawn[1]).double() * 2 - 1
+        sums.append(surface.weighted_grad(at[0], (signs - signs.mean()) / examples**0.5, buffers=at[1]))
+    return sums
+
+
+def _batch_deviations(surface: Surface, at: Any, examples: int, drawn: tuple[float, torch.Generator]) -> list[Tensor]:
+    """Gradients of batches in training mode, less their mean."""
+    size = int(drawn[0]) if drawn[0] >= 2 else 2
+    rows = [torch.randint(examples, (size,), generator=drawn[1]) for _ in range(PROBES)]
+    gradients = torch.stack([surface.on_batch(surface.rows(r)).value_and_grad(*at)[1] for r in rows]).double()
+    return list((gradients - gradients.mean(0)) * (size * PROBES / (PROBES - 1)) ** 0.5)
 
 
 def _forms(h: Linearization, inverse: Tensor, vector: Tensor) -> tuple[float, float]:

@@ -39,3 +39,8 @@ def recalibrated(surface: LossSurface, theta: Tensor, buffers: Mapping[str, Tens
         found = net.read_buffers()
         net.set_mode(surface._mode)
     return found
+
+
+def normalised(surface: object) -> bool:
+    """Whether the loss in training mode is another one than with running statistics: a layer of BatchNorm takes part."""
+    return isinstance(surface, LossSurface) and surface._net.normalised
