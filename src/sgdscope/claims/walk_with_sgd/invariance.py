@@ -105,7 +105,7 @@ def _made(seed: int, *, small: float = 0.0, large: float = 1.5, seeds: int = PAI
     "at a large one.",
     source=Source(PAPER, "introduction"),
     scope="sweep",
-    statistic="Kolmogorov-Smirnov distance of the pair beyond that of two seeds, mean of the floor alpha* and the cosine of spans "
+    statistic="Kolmogorov-Smirnov distance of the pair beyond that of two seeds, mean of floor alpha* and cosine of spans "
     "of equal lr x updates, lambda_1 and the training loss; at the small and at the large learning rate",
     threshold=f"within -{APART}..{APART} at the small learning rate, > {APART} at the large one",
     quantities=QUANTITIES,
