@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -14,11 +14,13 @@ import torch.distributed
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from sgdscope.errors import ArgumentError
 from sgdscope.replicas import Combination, Scheme, combined
 
 log = logging.getLogger(__name__)
 dist: Any = torch.distributed  # its types leave out most of what is used here
 POLL = 0.05  # seconds between two looks at who has come
+LATE = "late"  # in place of a turn
 
 
 def collect(
@@ -44,9 +46,9 @@ def collect(
         theta: tensors of this process's replica, on the CPU.
         workload: its updates.
         store: that all processes reach, such as that of ``torch.distributed.rendezvous``.
-        rank: of this process; 0 combines.
+        rank: of this process, 0 <= rank < world; 0 combines.
         world: number of processes.
-        grace: seconds that rank 0 waits for the others.
+        grace: seconds > 0 that rank 0 waits for the others, and again for each that dies while it sends.
         losses: loss before each update of this process, from which the rate is fitted.
         scheme: of the weights.
         rate: contraction of an update; None to fit it.
@@ -57,19 +59,23 @@ def collect(
         On rank 0 the combination; a process that did not come is lost in it, and that is said. None on the others.
 
     Raises:
-        ArgumentError: no process came, or see `replicas.combined`.
+        ArgumentError: rank or grace is out of range, or see `replicas.combined`.
         NotAvailableError: the rate is to be fitted and the losses show none.
 
     Cost: each replica crosses the network once.
     """
+    if not 0 <= rank < world or not grace > 0:
+        raise ArgumentError(f"rank, grace: expected 0 <= rank < world = {world} and grace > 0 seconds, got {rank} and {grace}")
     own = dist.PrefixStore("sgdscope/parallel", store)
     curve = [float(x) for x in torch.as_tensor(losses, dtype=torch.float64).tolist()]
-    told = json.dumps({"workload": int(workload), "losses": curve})
-    flat = torch.cat([t.detach().reshape(-1) for t in theta])
+    flat = torch.cat([t.detach().reshape(-1) for t in theta]).cpu()
+    told = json.dumps({"workload": int(workload), "losses": curve, "size": _size(flat)})
     if rank:
         _send(own, rank, told, flat, grace)
         return None
-    came = {0: json.loads(told)} | _wait(own, world, grace)
+    came = {0: json.loads(told)} | _fitting(_wait(own, world, grace), _size(flat))
+    for late in {*range(1, world)} - {*came}:
+        own.set(f"turn/{late}", LATE)
     replicas: list[list[Tensor] | None] = [[flat]]
     replicas += [_receive(own, r, flat, grace) if r in came else None for r in range(1, world)]
     workloads = [came[r]["workload"] if r in came else 0 for r in range(world)]
@@ -91,6 +97,18 @@ def _wait(store: Any, world: int, grace: float) -> dict[int, dict[str, Any]]:
         time.sleep(POLL)
 
 
+def _size(flat: Tensor) -> str:
+    return f"{len(flat)} numbers of {flat.dtype}"
+
+
+def _fitting(came: Mapping[int, dict[str, Any]], size: str) -> dict[int, dict[str, Any]]:
+    """Those whose replica has the size of rank 0's: gloo would end the process at a longer one, and leave a rest at a shorter."""
+    for r, told in came.items():
+        if told["size"] != size:
+            log.warning("process %d is left out: its replica has %s, that of process 0 has %s", r, told["size"], size)
+    return {r: told for r, told in came.items() if told["size"] == size}
+
+
 def _receive(store: Any, rank: int, like: Tensor, grace: float) -> list[Tensor] | None:
     """Theta of a process; None if it is gone."""
     values = torch.empty_like(like)
@@ -105,11 +123,14 @@ def _receive(store: Any, rank: int, like: Tensor, grace: float) -> list[Tensor] 
 
 
 def _send(store: Any, rank: int, told: str, flat: Tensor, grace: float) -> None:
-    """Announce, wait for the turn, send; a process that comes too late is told nothing more."""
+    """Announce, wait for the turn, send, or be told that it is too late."""
     store.set(f"done/{rank}", told)
     try:
         store.wait([f"turn/{rank}"], timedelta(seconds=4 * grace + 60))
+        if store.get(f"turn/{rank}").decode() == LATE:
+            log.warning("process %d came too late, or its replica does not fit: it is left out", rank)
+            return
         pair = dist.ProcessGroupGloo(dist.PrefixStore(f"pair/{rank}", store), 1, 2, timedelta(seconds=grace))
         pair.send([flat], 0, 0).wait(timedelta(seconds=grace))
     except (RuntimeError, ValueError) as error:
-        log.warning("process %d came too late, or rank 0 is gone: %s", rank, error)
+        log.warning("process %d did not get its replica across, rank 0 may be gone: %s", rank, error)

@@ -20,7 +20,7 @@ from torch import Tensor
 from sgdscope.contracts import ensembles
 from sgdscope.ensembles.parallel import WeightedParallelSGD
 from sgdscope.errors import ArgumentError
-from sgdscope.experiment.description import Ensemble, Experiment
+from sgdscope.experiment.description import Ensemble, Experiment, Service
 from sgdscope.experiment.loop import Loop
 from sgdscope.experiment.running import Progress, recorded, run, surface_of
 from sgdscope.experiment.schedules import Constant, derived_seed
@@ -114,7 +114,7 @@ def members(experiment: Experiment, data_dir: str | Path | None = None) -> list[
 
 def _ensemble(experiment: Experiment) -> Ensemble:
     told = experiment.ensemble
-    if told is None:
+    if not isinstance(told, Ensemble):
         raise ArgumentError("ensemble: expected an experiment with a table [ensemble], got one without; use run")
     if not issubclass(ensembles[told.name].cls, WeightedParallelSGD):
         raise ArgumentError(f"ensemble.name: expected an ensemble of walkers, such as 'weighted_parallel', got '{told.name}'")
@@ -153,7 +153,7 @@ def run_ensemble(
     workloads, weights, rate, who is lost, the losses of the members, of the average and of the equal average, and the loss along
     the segments between the members. In mode simuparallel a member that is finished is left as it is, so that another scheme
     costs no walk, and a killed one goes on; in the other modes the members meet, walk in one process and are stored by their
-    points, not replayed; an update that ends with an averaging is recorded with it.
+    points, not replayed; an update that ends with an averaging is recorded with it. A walk over nodes is one ordinary run, OUT.
 
     Args:
         experiment: with an ensemble, without a grid.
@@ -173,6 +173,8 @@ def run_ensemble(
 
     Cost: the walks; the evaluations of 21 points on each segment from one member to the next.
     """
+    if isinstance(experiment.ensemble, Service):
+        return run(experiment, out, data_dir=data_dir, progress=progress)
     path, told = Path(out), _ensemble(experiment)
     if experiment.grid:
         raise ArgumentError("grid: expected one experiment, got a grid; use run_ensemble for each of experiment.expand()")
@@ -315,7 +317,7 @@ def tell(
     surface = surface_of(plain, data_dir)
     left = [i for i in range(len(made)) if i not in found.lost]
     header = ZarrStore.read(path / next(made[i].name for i in left if made[i].updates)).header
-    ends = {i: _end(m, path, data_dir) for i, m in enumerate(made) if i in left or (path / m.name / "run.json").is_file()}
+    ends = {i: _end(m, path, data_dir) for i, m in enumerate(made) if i in left or m.updates}
     average = Snapshot(0, found.theta, _buffers(header, [(found.weights[i], ends[i]) for i in left]))
     theta = combined([[ends[i].theta] for i in left], [1] * len(left), scheme="equal").theta
     equal = Snapshot(0, theta, _buffers(header, [(1 / len(left), ends[i]) for i in left]))

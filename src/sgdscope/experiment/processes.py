@@ -8,6 +8,7 @@ and WORLD_SIZE), the others go on without it.
 from __future__ import annotations
 
 import argparse
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -27,7 +28,9 @@ from sgdscope.experiment.running import recorded
 from sgdscope.replicas import Combination
 from sgdscope.stores.zarr import ZarrStore
 
+log = logging.getLogger(__name__)
 dist: Any = torch.distributed  # its types leave out most of what is used here
+MEETING = 60.0  # seconds that processes wait for each other, before and after they have read their data
 
 
 def walk(
@@ -48,7 +51,7 @@ def walk(
     Args:
         experiment: with an ensemble in mode simuparallel of as many members as processes; workloads and speeds are not used.
         out: folder of the ensemble.
-        deadline: seconds from the moment at which all processes are there, > 0.
+        deadline: seconds from the moment at which all processes are there, > 0; they wait a minute for one that does not come.
         grace: seconds that rank 0 waits for the others after the deadline, > 0.
         pause: seconds of sleep after each update, to be slow.
         data_dir: folder of the real data files.
@@ -62,7 +65,7 @@ def walk(
     """
     if not deadline > 0 or not grace > 0 or not pause >= 0:
         raise ArgumentError(f"deadline, grace, pause: expected > 0, > 0 and >= 0 seconds, got {deadline}, {grace} and {pause}")
-    store, rank, world = next(dist.rendezvous("env://", timeout=timedelta(seconds=60)))
+    store, rank, world = next(dist.rendezvous("env://", timeout=timedelta(seconds=MEETING)))
     whole = Experiment(**experiment.described() | {"ensemble": _all_updates(experiment, world)})
     made, path = members(whole, data_dir), Path(out)
     if (path / made[rank].name).exists():
@@ -87,8 +90,8 @@ def walk(
 
 def _all_updates(experiment: Experiment, world: int) -> dict[str, Any]:
     told = experiment.ensemble
-    if told is None or told.members != world:
-        came = "none" if told is None else told.members
+    if not isinstance(told, Ensemble) or told.members != world:
+        came = told.members if isinstance(told, Ensemble) else "none"
         raise ArgumentError(f"ensemble.members: expected {world}, one a process, got {came}")
     if told.options.get("mode", "simuparallel") != "simuparallel":
         raise ArgumentError(f"ensemble.mode: expected 'simuparallel' over processes, got '{told.options['mode']}'")
@@ -97,9 +100,13 @@ def _all_updates(experiment: Experiment, world: int) -> dict[str, Any]:
 
 
 def _meet(store: Any, world: int) -> None:
-    """Wait until all processes are there, so that one clock is good for all."""
+    """Wait until all processes are there, so that one clock is good for all; not for ever, one may have died on its way."""
     store.add("sgdscope/here", 1)
-    while store.add("sgdscope/here", 0) < world:
+    end = time.monotonic() + MEETING
+    while (here := store.add("sgdscope/here", 0)) < world:
+        if time.monotonic() >= end:
+            log.warning("%d of %d processes are there after %g seconds: they walk without the others", here, world, MEETING)
+            return
         time.sleep(POLL)
 
 
