@@ -1,5 +1,6 @@
 """Two points held against each other, on surfaces whose barriers, curvatures, widths and noise are known."""
 
+import json
 import math
 
 import numpy as np
@@ -7,9 +8,12 @@ import pytest
 import torch
 
 from sgdscope import landscapes
+from sgdscope.cli import main
 from sgdscope.comparison import compare, filter_normalised, interpolate
 from sgdscope.errors import ArgumentError
+from sgdscope.experiment import Experiment, run, surface_of
 from sgdscope.landscapes.surfaces import Landscape
+from sgdscope.runs import open_trajectory
 from sgdscope.surface import LossSurface
 
 A, B = torch.tensor([-0.5, 0.0, 0.0], dtype=torch.float64), torch.tensor([0.5, 0.0, 0.0], dtype=torch.float64)
@@ -196,3 +200,52 @@ def test_bad_input(change, message):
     given = {"a": A, "b": B, "lr": 0.1, "batch_size": 4} | change
     with pytest.raises(ArgumentError, match=message):
         compare(Basins(), given.pop("a"), given.pop("b"), **given)
+
+
+def test_the_numbers_go_out_as_json():
+    surface, _ = noisy(Basins())
+    found = compare(surface, A, B, lr=0.02, batch_size=2, k=3, probes=12)
+    told = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert told["a"]["eigenvalues"] == pytest.approx([4.0, 1.5, 0.7], rel=1e-6)
+    assert told["line"]["loss"] == pytest.approx(found.line["loss"].values.tolist())
+    assert told["threshold"] == pytest.approx(0.05 / (0.5 * math.log(30)), rel=1e-6)
+    assert told["line"]["held_out_loss"] == [None] * 31
+    higher, _ = noisy(Basins(losses=(0.0, 0.05)))
+    assert compare(higher, A, B, lr=0.02, batch_size=2, k=3, probes=12).to_json()["threshold"] is None
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    told = {"data": {"dataset": "wine"}, "model": {"name": "mlp", "hidden": [6]}, "loss": "cross_entropy"}
+    record = {"snapshots": {"kind": "bursts", "length": 1, "at": [0, 9]}}
+    for name, lr, change in (("a", 0.2, {}), ("b", 0.02, {}), ("other", 0.2, {"data": {"dataset": "wine", "train": 50}}),
+                             ("wide", 0.2, {"model": {"name": "mlp", "hidden": [7]}}),
+                             ("tanh", 0.2, {"model": {"name": "mlp", "hidden": [6], "activation": "tanh"}})):  # fmt: skip
+        phases = [{"walker": "sgd", "lr": lr, "batch_size": 16, "updates": 10}]
+        run(Experiment(**(told | {"name": name, "phases": phases, "record": record} | change)), folder / name)
+    return folder
+
+
+def test_command_compares_the_last_points(runs, monkeypatch, capsys):
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["sgdscope", "compare", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return stop.value.code or 0, *capsys.readouterr()
+
+    code, out, err = call(runs / "a", runs / "b", "--k", 3, "--json")
+    assert code == 0, err
+    told = json.loads(out)["comparison"]
+    surface = surface_of(Experiment(**open_trajectory(runs / "a").settings["experiment"]))
+    points = [open_trajectory(runs / name).theta(10).double() for name in "ab"]
+    assert [told[name]["loss"] for name in "ab"] == pytest.approx([surface.value(point) for point in points], rel=1e-6)
+    found = compare(surface, *points, lr=0.2, batch_size=16, k=3)
+    assert told["noise"] == pytest.approx(found.noise, rel=1e-6)
+    code, out, err = call(runs / "a", runs / "b", "--k", 3, "--lr", 0.1, "--batch-size", 4, "--json")
+    assert json.loads(out)["comparison"]["noise"] == pytest.approx(2 * found.noise, rel=1e-6)
+    assert found.sentence in call(runs / "a", runs / "b", "--k", 3)[1]
+    for other, word in (("other", "network, loss and data"), ("tanh", "network, loss and data"), ("wide", "parameters of RUN_A")):
+        code, _, err = call(runs / "a", runs / other)
+        assert code == 2
+        assert word in err

@@ -1,4 +1,4 @@
-"""The command line: demo, run, measure, check, report, diagnose, list.
+"""The command line: demo, run, measure, compare, check, report, diagnose, list.
 
 Every command takes ``--json``. Results go to stdout, progress and errors to stderr. Exit 0 done, 1 failed, 2 wrong use.
 Nothing heavy is imported before a command needs it: ``sgdscope --help`` does not import torch.
@@ -148,6 +148,39 @@ def measure(
 
 
 @app.command()
+def compare(
+    run_a: Annotated[Path, typer.Argument(help="A run directory.")],
+    run_b: Annotated[Path, typer.Argument(help="Another one, of the same network and data.")],
+    lr: Annotated[float | None, typer.Option(help="Of the SGD that is asked about; default: run A's.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Likewise.")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Likewise.")] = None,
+    k: Annotated[int, typer.Option(help="Eigenvalues at each point.")] = 10,
+    damping: Annotated[float, typer.Option(help="Eigenvalues up to it are left out of the width.")] = 0.0,
+    surface: SurfacePath = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold the last points of two runs against each other: height, width, barrier, and which of them SGD's noise prefers."""
+    from sgdscope import comparison
+
+    a, b = (_trajectory(path, data_dir) for path in (run_a, run_b))
+    _check_alike(a, b, surface)
+    ends = [(run.theta(last).double(), run.buffers(last)) for run in (a, b) for last in [int(run.snapshot_steps[-1])]]
+    found = comparison.compare(
+        _surface(a, surface, data_dir),
+        *ends,
+        lr=float(_asked(a, "lr", lr)),
+        batch_size=int(_asked(a, "batch_size", batch_size)),
+        momentum=float(a.settings.get("momentum") or 0.0) if momentum is None else momentum,
+        k=k,
+        damping=damping,
+    )
+    _print(
+        {"a": str(run_a), "b": str(run_b), "comparison": found.to_json()}, f"a = {run_a}, b = {run_b}: {found.sentence}", as_json
+    )
+
+
+@app.command()
 def check(
     claim: Annotated[list[str] | None, typer.Argument(help="Claims such as W1; default: all that can be asked.")] = None,
     paper: Annotated[str | None, typer.Option(help="All claims of a paper, such as walk_with_sgd.")] = None,
@@ -284,6 +317,31 @@ def _surface(trajectory: Trajectory, path: str | None, data_dir: Path | None) ->
             "expected pkg.module:function that returns a sgdscope.LossSurface of them"
         )
     return surface_of(Experiment.model_validate(described), data_dir)
+
+
+def _check_alike(a: Trajectory, b: Trajectory, surface: str | None) -> None:
+    """Refuse two runs whose points are not of one loss."""
+    if a.header.layout != b.header.layout:
+        raise ArgumentError("RUN_B: expected a run with the parameters of RUN_A, got others; compare two runs of one network")
+    if surface is not None:
+        return
+    made = [run.settings.get("experiment") or {} for run in (a, b)]
+    data = [(run.settings.get("fingerprint") or {}).get("data") for run in (a, b)]
+    if data[0] != data[1] or any(made[0].get(key) != made[1].get(key) for key in ("model", "loss")):
+        raise ArgumentError(
+            "RUN_B: expected a run of RUN_A's network, loss and data, got another; --surface names a loss for both"
+        )
+
+
+def _asked(run: Trajectory, name: str, given: float | None) -> float:
+    """What was given, or the run's own number."""
+    if given is not None:
+        return given
+    try:
+        return float(run.settings[name])
+    except (KeyError, TypeError, ValueError):
+        option = f"--{name.replace('_', '-')}"
+        raise ArgumentError(f"{option}: RUN_A does not say it ({run.settings.get(name)!r}); expected a number") from None
 
 
 def _experiment(given: str | None) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import inf, isfinite, log, nan
 from typing import Any
 
@@ -252,6 +252,25 @@ class Comparison:
     threshold: theory.Prediction
     reasons: tuple[str, ...]
     sentence: str
+
+    def to_json(self) -> dict[str, Any]:
+        """All numbers as JSON types; those that JSON has not (NaN, infinity) are None."""
+        line = {name: self.line[name].values.tolist() for name in ("loss", "held_out_loss", "curvature")}
+        line |= {name: float(self.line[name]) for name in ("distance", "barrier")} | {"alpha": self.line["alpha"].values.tolist()}
+        told: dict[str, Any] = {"sentence": self.sentence, "a": asdict(self.a), "b": asdict(self.b), "line": line}
+        told |= {"damping": self.damping, "directions": self.directions, "half_log_det": self.half_log_det}
+        told |= {"noise": self.noise, "threshold": self.threshold.value, "reasons": list(self.reasons)}
+        return {name: _plain(value) for name, value in told.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray | list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return float(value) if isfinite(value) else None
+    return value
 
 
 def filter_normalised(surface: Surface, theta: Tensor, generator: torch.Generator) -> Tensor:
