@@ -12,7 +12,7 @@ README = (ROOT / "README.md").read_text()
 def test_the_code_of_the_readme_runs(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     generator = torch.Generator().manual_seed(1)
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
     x, y = torch.randn(120, 4, generator=generator), torch.randint(0, 3, (120,), generator=generator)
@@ -30,6 +30,9 @@ def test_the_code_of_the_readme_runs(monkeypatch, tmp_path):
     assert names["measured"]["sharpest"].sizes["rank"] == 5
     assert [v.claim for v in names["verdicts"]] == ["W1", "W2", "W3", "W4"]
     assert "alpha" in (tmp_path / "walk.html").read_text()
+    assert float(names["noise"]["trace"][-1]) > 0
+    assert len(names["advice"].lines) >= 4
+    assert names["said"].sentence.startswith("a is higher by")
 
 
 def test_every_name_in_the_table_of_numbers_is_measured():
@@ -39,7 +42,7 @@ def test_every_name_in_the_table_of_numbers_is_measured():
     hessian = torch.diag(torch.tensor([2.0, 0.5], dtype=torch.float64))
     surface = Quadratic(hessian, torch.tensor([1.0, -3.0], dtype=torch.float64))
     walked = walk(surface, lr=0.7, updates=12, start=torch.tensor([2.0, 1.0], dtype=torch.float64))
-    tree = measure(walked, surface, ["valley", "motion", "curvature", "sharpest", "batch"])
+    tree = measure(walked, surface, ["valley", "motion", "curvature", "sharpest", "batch", "noise"])
     measured = {name for group in tree.children.values() for name in group.data_vars}
     table = README.split("## What the numbers mean")[1].split("## Limits")[0]
     named = {n for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for n in re.findall(r"`(\w+)`", row)}
