@@ -167,6 +167,17 @@ def test_without_examples_the_noise_is_not_known():
     assert "the noise of SGD is not known" in found.sentence
 
 
+def test_in_batch_mode_the_noise_is_not_known():
+    model, x, y = network()
+    surface = LossSurface(model, ce, (x, y), batchnorm="batch")
+    a = surface.theta().double()
+    point, buffers = a + 0.1, dict(model.named_buffers())
+    found = compare(surface, (a, buffers), (point, buffers), lr=0.1, batch_size=4, k=2, probes=12)
+    assert math.isnan(found.noise)
+    assert found.b.loss == pytest.approx(surface.value(point, buffers), rel=1e-6)
+    assert "the noise of SGD is not known" in found.sentence
+
+
 def test_filter_normalised_directions():
     model, x, y = network()
     surface = LossSurface(model.double(), ce, (x.double(), y))

@@ -208,7 +208,7 @@ class Point:
         frobenius: |H|_F and its standard error.
         filter_curvature: mean second difference of the loss along random filter-normalised directions, in loss; does not
             change when filters are rescaled.
-        variance: sigma^2 = Tr C / P of the gradient of one example and its standard error; NaN where there are no examples.
+        variance: sigma^2 = Tr C / P of the gradient of one example and its standard error; NaN where no example has one.
     """
 
     loss: float
@@ -313,8 +313,9 @@ def _filter_curvature(surface: Surface, state: State, directions: int, seed: int
 
 def _variance(surface: Surface, state: State, seed: int) -> tuple[float, float]:
     """Tr C / P over the examples' gradients about their mean (n - 1), and its standard error over the examples."""
-    count = surface.fingerprint().get("examples")
-    if not count or count < 2:
+    told = surface.fingerprint()
+    count = told.get("examples")
+    if not count or count < 2 or told.get("batchnorm") == "batch":  # in batch mode no example has a gradient of its own
         return nan, nan
     chosen = torch.randperm(count, generator=private(seed, _PROBES))[: min(count, EXAMPLES)].sort().values
     total = torch.zeros(len(state[0]), dtype=torch.float64)
