@@ -225,6 +225,24 @@ def test_the_estimators_from_pairs_cover_the_truth():
     assert not np.isfinite(float(lost["two_size_noise_scale_high"][0]))
 
 
+def test_batches_of_few_examples_have_the_mean_and_covariance_of_all():
+    generator, m, n = torch.Generator().manual_seed(11), 8, 40
+    rows = torch.randn(n, 3, dtype=F64, generator=generator) + 0.05
+    g = rows.mean(0)
+    few = Covariance((rows - g)[:m], population=n)
+    drawn = DrawnBatches.draw(few, count=4000, size=5, generator=generator)
+    noises = torch.from_numpy(drawn.weights) @ few.deviations
+    spread = (rows - g).square().sum() / n * (5 * 4000) ** -0.5
+    assert float(noises.mean(0).norm()) < 3 * float(spread.sqrt()) / 5**0.5  # not the mean of the eight, which is 0.6 away
+    centred = few.deviations - few.deviations.mean(0)
+    own = float(centred.square().sum()) / (m - 1) * (n - 1) / n  # unbiased for Tr C
+    assert float(noises.square().sum()) / 4000 * 5 == pytest.approx(own, rel=0.06)
+    trace, square = (drawn.two_size_estimates(g)[name] for name in ("trace", "gradient_square"))
+    assert trace[0] == pytest.approx(own, abs=4 * trace[1])
+    assert square[0] == pytest.approx(float(g @ g), abs=4 * square[1])
+    assert square[1] < 0.02 < float(few.deviations.mean(0).square().sum())
+
+
 def test_fieller_by_hand():
     a, b = np.array([1.0, 2.0, 4.0, 3.0]), np.array([1.0, 1.5, 2.5, 1.0])
     ratio, low, high = fieller(a, b)
@@ -233,8 +251,18 @@ def test_fieller_by_hand():
         rest = a - end * b
         assert abs(rest.mean()) / (rest.std(ddof=1) / 2) == pytest.approx(3.182446, rel=1e-5)  # t of 3 degrees, 97.5 %
     assert low < ratio < high
-    _, low, high = fieller(a, b - 1.2)
-    assert np.isfinite(low) != np.isfinite(high) or (low, high) == (-np.inf, np.inf)
+    wide = np.array([-1.0, 1.5, 2.5, -2.0])  # its mean, 0.25, is not separated from zero: all r but those between two ends
+    assert fieller(a, wide)[1:] == (-np.inf, np.inf)
+    ratio, low, high = fieller(a, wide, positive=True)
+    assert ratio == pytest.approx(10.0)
+    assert high == np.inf
+    rest = a - low * wide
+    assert 0 < low < ratio
+    assert rest.mean() / (rest.std(ddof=1) / 2) == pytest.approx(3.182446, rel=1e-5)
+    assert fieller(a, -wide, positive=True)[0] == pytest.approx(-10.0)
+    opposite = fieller(a, -wide, positive=True)[1]  # the same ends with the other sign: the other one is positive
+    assert (a + opposite * wide).mean() / ((a + opposite * wide).std(ddof=1) / 2) == pytest.approx(3.182446, rel=1e-5)
+    assert fieller(wide, wide[::-1] - 0.3, positive=True)[1:] == (0.0, np.inf)
     with pytest.raises(ArgumentError, match="expected two vectors of one length"):
         fieller(a, b[:2])
 
@@ -495,6 +523,18 @@ def test_live_equals_offline(recorded, window):
         xr.testing.assert_equal(measured[variable].drop_attrs(), offline[variable].drop_attrs())
 
 
+def test_the_ratio_of_learning_rate_and_batch_size_is_that_of_sgd_alone():
+    walk, surface = walked(quadratic())
+    plain = {"class": "SGD", "momentum": 0.4, "dampening": 0.25}
+    for told, ratio in ((plain, LR * 0.75 / (B * 0.6)), ({"class": "AdamW", "betas": [0.9, 0.99]}, np.nan)):
+        header = replace(walk.header, settings={"optimizers": [told]})
+        got = found((replace(walk, header=header), surface), hessian=False)
+        for name in ("learning_ratio", "temperature", "regulariser_gradient", "regulariser_noise"):
+            assert int(got[f"{name}_outcome"][0]) == (Outcome.ok if ratio > 0 else Outcome.not_applicable), name
+        assert float(got["learning_ratio"][0]) == pytest.approx(ratio, nan_ok=True)
+        assert float(got["batch_trace"][0, 0]) > 0
+
+
 def test_recorded_batches_stand_in_where_no_example_has_a_gradient_of_its_own(recorded):
     trajectory, model, data = recorded
     surface = LossSurface(model, cross_entropy, [data])
@@ -507,7 +547,8 @@ def test_recorded_batches_stand_in_where_no_example_has_a_gradient_of_its_own(re
     assert float(got["trace"][0]) == pytest.approx(6 * float(scatter), rel=1e-9)
     assert float(got["trace_stderr"][0]) > 0.05 * float(got["trace"][0])
     cross = (float(rows.sum(0).square().sum()) - float(rows.square().sum())) / (12 * 11)
-    assert abs(float(got["two_size_gradient_square"][0]) - cross) < 0.5 * abs(cross) + 0.05
+    assert float(got["two_size_gradient_square"][0]) == pytest.approx(cross, rel=1e-6)
+    assert float(got["two_size_trace"][0]) == pytest.approx(6 * float(scatter), rel=1e-6)
     for name in ("empirical_fisher_trace", "fisher_trace", "population_noise_scale"):
         assert (got[f"{name}_outcome"] == Outcome.not_applicable).all()
     unrecorded = replace(

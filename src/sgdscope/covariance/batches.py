@@ -31,7 +31,10 @@ class DrawnBatches:
 
     @classmethod
     def draw(cls, covariance: Covariance, *, count: int, size: int, generator: torch.Generator) -> DrawnBatches:
-        """Draw batches with replacement from the examples at hand.
+        """Draw batches with replacement from the examples at hand, and give them the mean and covariance of all N examples.
+
+        W_b = sqrt(m / (m - 1) (N - 1) / N) (counts / B - 1 / m): the deviations of m < N examples do not add up to zero, and what
+        is left, of square Tr C / m, would pass for signal. Over the draws E g_b = g exactly; over the m too Cov g_b = C / B.
 
         Args:
             covariance: of the examples.
@@ -42,12 +45,12 @@ class DrawnBatches:
         Returns:
             The batches.
         """
-        m = covariance.count
+        m, n = covariance.count, covariance.population or math.inf
         weights = np.empty((count, m))
         for row in weights:
             rows = torch.randint(m, (size,), generator=generator).numpy()
             row[:] = np.bincount(rows, minlength=m) / size
-        return cls(covariance, weights, size)
+        return cls(covariance, (weights - 1 / m) * math.sqrt(m / (m - 1) * (1 - 1 / n)), size)
 
     @classmethod
     def single(cls, covariance: Covariance) -> DrawnBatches:
@@ -122,7 +125,7 @@ class DrawnBatches:
         M s - (M - 1) s_(b), s_(b) without it; their mean is s.
 
         Args:
-            gradient: g [P].
+            gradient: g [P], from which the deviations were taken; of recorded batches their own mean.
 
         Returns:
             (values for Tr C [M], values for |G|^2 [M]).
@@ -143,16 +146,17 @@ class DrawnBatches:
         """Tr C, |G|^2 and their ratio, the simple noise scale, from two batch sizes.
 
         Args:
-            gradient: g [P].
+            gradient: g [P], as in `two_sizes`.
 
         Returns:
             ``trace``, ``gradient_square``, ``noise_scale``: (value, standard error of the jackknife); ``interval``: Fieller's
-            95 % interval of the ratio, infinite ends where |G|^2 is not separated from zero. Empty below three batches.
+            95 % interval of the ratio, which is positive; not bounded where |G|^2 is not separated from zero. Empty below three
+            batches.
         """
         if len(self.weights) < 3:
             return {}
         traces, squares = self.two_sizes(gradient)
-        ratio, low, high = fieller(traces, squares)
+        ratio, low, high = fieller(traces, squares, positive=True)
         parts = {"trace": traces, "gradient_square": squares, "noise_scale": (traces - ratio * squares) / abs(squares.mean())}
         errors = {name: float(v.std(ddof=1)) / math.sqrt(len(v)) for name, v in parts.items()}
         values = {"trace": float(traces.mean()), "gradient_square": float(squares.mean()), "noise_scale": ratio}

@@ -28,11 +28,13 @@ class Gathered:
         covariance: None where there are none: fewer than two, or not finite.
         chosen: which examples; None for all.
         batchwise: whether the deviations are sqrt(B) times those of recorded batches.
+        mean: of the gradients of the recorded batches [P], from which their deviations were taken.
     """
 
     covariance: Covariance | None
     chosen: Tensor | None = None
     batchwise: bool = False
+    mean: Tensor | None = None
 
 
 def gather(
@@ -81,7 +83,7 @@ def gather_recorded(
         size: B, those that are taken.
 
     Returns:
-        sqrt(B) (g_b - mean), with 1 / (M - 1); at most 32 batches.
+        sqrt(B) (g_b - mean), with 1 / (M - 1), and that mean; at most 32 batches.
 
     Cost: a gradient of each batch.
     """
@@ -97,7 +99,8 @@ def gather_recorded(
     rows = torch.stack(found) if len(found) > 1 else None
     if rows is None or not size or not bool(torch.isfinite(rows).all()):
         return Gathered(None, batchwise=True)
-    return Gathered(Covariance((rows - rows.mean(0)).mul_(math.sqrt(size)), mean_known=False), batchwise=True)
+    mean = rows.mean(0)
+    return Gathered(Covariance((rows - mean).mul_(math.sqrt(size)), mean_known=False), batchwise=True, mean=mean.double())
 
 
 def second_moment(

@@ -231,17 +231,20 @@ class Covariance:
         return value, np.sqrt(scatter * self.shrink)
 
 
-def fieller(numerators: Array, denominators: Array, confidence: float = 0.95) -> tuple[float, float, float]:
+def fieller(
+    numerators: Array, denominators: Array, confidence: float = 0.95, *, positive: bool = False
+) -> tuple[float, float, float]:
     """Ratio of two means with Fieller's interval: all r for which mean(a - r b) = 0 is not refused by Student's t test.
 
     Args:
         numerators: a [n], independent pairs (a_i, b_i), n >= 2.
         denominators: b [n].
         confidence: in (0, 1).
+        positive: whether the ratio is known to be > 0.
 
     Returns:
-        (ratio of the means, low, high); the interval is (low, inf), (-inf, high) or (-inf, inf) where the mean of b is not
-        separated from zero.
+        (ratio of the means, low, high); where the mean of b is not separated from zero the r that are left are not bounded, and
+        the interval is (-inf, inf), or of those > 0 the shortest one that holds them, (low, inf) or (0, inf).
 
     Raises:
         ArgumentError: fewer than two pairs, or unequal lengths.
@@ -266,7 +269,9 @@ def fieller(numerators: Array, denominators: Array, confidence: float = 0.95) ->
     ratio = a / b if b else math.nan
     if lead > 0 and root >= 0:
         return ratio, (half - math.sqrt(root)) / lead, (half + math.sqrt(root)) / lead
-    if root < 0:
+    if not positive:
         return ratio, -math.inf, math.inf
-    ends = sorted(((half - math.sqrt(root)) / lead, (half + math.sqrt(root)) / lead)) if lead else [-math.inf, math.inf]
-    return (ratio, ends[1], math.inf) if ratio >= ends[1] else (ratio, -math.inf, ends[0])
+    if lead < 0 and root >= 0:  # all r but those between the two ends
+        low, high = (half + math.sqrt(root)) / lead, (half - math.sqrt(root)) / lead
+        return ratio, (high if low < 0 < high else 0.0), math.inf
+    return ratio, 0.0, math.inf

@@ -21,6 +21,7 @@ from sgdscope.covariance.gathering import Gathered, gather, gather_recorded, sec
 from sgdscope.directions import private
 from sgdscope.errors import ArgumentError, Outcome, SurfaceError
 from sgdscope.records import Linearization, Surface, Trajectory, windows
+from sgdscope.theory.stability import MOMENTS
 
 Array = NDArray[np.float64]
 Row = dict[str, Any]
@@ -52,15 +53,16 @@ _SOURCES = {
 }
 _REASONS = {
     "point": "the point or the gradient is not finite",
-    "noise": "no gradients of single examples, and fewer than two recorded batches of one known size; or the point is not finite",
-    "examples": "no gradients of single examples, or the point is not finite",
+    "noise": "no gradients of single examples, and fewer than two recorded batches of one size: make the surface of a Dataset or "
+    "tensors with batchnorm='eval' or 'recalibrate', or record with batches='bursts'; or two take over 512 MiB, or not finite",
+    "examples": "no gradients of single examples, as of data given in batches or of BatchNorm in batch mode, or not finite",
     "rank": "as the trace, or rank > the number of examples or P",
     "size": "as the trace, or the batch size is not known, or no gradient or no noise is left",
-    "lr": "as the trace, or the learning rate or the batch size is not known",
-    "regular": "the learning rate is not known, or the point is not finite",
+    "lr": "as the trace, or the batch size or the learning rate is not known, or is that of a method such as Adam",
+    "regular": "the learning rate is not known or is that of a method such as Adam, or the point is not finite",
     "unbiased": "no gradients of single examples; not_converged: |G|^2 is not separated from zero at 95 %",
     "sizes": "as the trace, or the batch size is not known; not_converged: |G|^2 is not separated from zero at 95 %",
-    "hessian": "not asked for (hessian=True), as the trace, rank > P, or the products ended (not_converged)",
+    "hessian": "not asked for (hessian=True), as the trace or temperature, rank > P, or the products ended (not_converged)",
     "pair": "as the elements, or fewer than two eigenpairs or no spread",
     "curved": "as the elements, or no positive curvature",
     "fisher": "not asked for (fisher=True), or the loss is not known to be a cross-entropy of the model's output",
@@ -92,7 +94,7 @@ two_size_gradient_square; step; loss^2/theta^2; stderr; sizes; size; |G|^2 from 
 two_size_noise_scale; step; 1; stderr; sizes; sizes; ratio of the two means, in examples
 two_size_noise_scale_low; step; 1; bound; sizes; sizes; lower end of its 95 % interval
 two_size_noise_scale_high; step; 1; bound; sizes; sizes; upper end of its 95 % interval
-learning_ratio; step; lr; exact; temperature; lr; lr / (B (1 - momentum))
+learning_ratio; step; lr; exact; temperature; lr; lr (1 - dampening) / (B (1 - momentum))
 temperature; step; loss; stderr; temperature; lr; learning_ratio Tr C / (2 P)
 direction_temperature; step rank; loss; stderr; temperature; hessian; learning_ratio e_i'C e_i / 2
 regulariser_gradient; step; loss; exact; implicit; regular; lr |g|^2 / 4
@@ -195,8 +197,9 @@ def noise(
     to 32 recorded batches of the window give sqrt(B) (g_b - mean) in place of the deviations, with 1 / (M - 1) (`batchwise`).
 
     The examples as a sample: |G|^2 = mean over i != j of g_i . g_j and Tr C = mean |g_i|^2 - |G|^2 (`population_...`), unbiased.
-    Batches, for tails and for the estimator of two sizes, are drawn with replacement from the m examples (recorded ones where
-    batchwise): g_b . g_c over b != c is unbiased for |G|^2, B (mean |g_b|^2 - |G|^2) for Tr C.
+    Batches, for tails and for the estimator of two sizes, are drawn with replacement from the m examples, moved to the mean of
+    all N (recorded ones where batchwise): the mean of g_b . g_c over b != c is unbiased for |g|^2, B (mean |g_b|^2 - |g|^2) for
+    Tr C. Their interval is that of the draw of the batches, not of the m examples.
 
     In the K top eigenvectors of H the matrix of H is diagonal to the residual; e_i'C e_j are `element`. Tr(HC) takes K + `probes`
     products, Tr H and |H|_F `probes` off the eigenpairs.
@@ -299,12 +302,14 @@ class _Point:
         self.examples, self.decay = mark.get("examples"), float(mark.get("weight_decay") or 0.0)
         update = min(step, span[1] - 1)
         self.lr, recorded = (float(scalars(trajectory.steps, name, update, update + 1)[0]) for name in ("lr", "batch_size"))
+        self.told: Mapping[str, Any] = (trajectory.settings.get("optimizers") or [{}])[0]
+        if str(trajectory.settings.get("walker") or self.told.get("class", "sgd")).lower() in MOMENTS:
+            self.lr = math.nan  # theirs is divided by the root of a second moment: lr / B says nothing of their noise
         self.recorded_size = int(recorded) if recorded >= 1 else None
         self.size = wish.batch_size or self.recorded_size
         self.basis: Tensor | None = None
         self.curvatures = np.full(wish.k, np.nan)
-        self.chosen: Tensor | None = None
-        self.batchwise = False
+        self.gathered = Gathered(None)
 
     def random(self, purpose: str) -> torch.Generator:
         return private(self.wish.seed, self.step, PURPOSES[purpose])
@@ -313,9 +318,9 @@ class _Point:
         """All numbers of the point."""
         row: Row = {"step": self.step, "loss": self.value, "gradient_square": self.square, "products": 0.0}
         finite = math.isfinite(self.value) and math.isfinite(self.square)
-        gathered = self._gather() if finite else Gathered(None)
-        found, self.chosen, self.batchwise = gathered.covariance, gathered.chosen, gathered.batchwise
-        row |= {"examples": found.count if found else 0, "batchwise": float(self.batchwise)}
+        self.gathered = self._gather() if finite else Gathered(None)
+        found = self.gathered.covariance
+        row |= {"examples": found.count if found else 0, "batchwise": float(self.gathered.batchwise)}
         row |= {"regulariser_gradient": self.lr * self.square / 4 if finite else math.nan}
         if found is None:
             return row
@@ -329,7 +334,7 @@ class _Point:
         if self.wish.hessian:
             with self.surface.linearized(self.theta, self.buffers) as h:
                 row |= self._curved(h) | {"products": h.products}
-        return row if self.batchwise else row | self._empirical() | (self._fisher() if self.wish.fisher else {})
+        return row if self.gathered.batchwise else row | self._empirical() | (self._fisher() if self.wish.fisher else {})
 
     def _gather(self) -> Gathered:
         try:
@@ -346,7 +351,7 @@ class _Point:
     def _scales(self) -> Row:
         trace, error, n = self.trace, self.trace_error, self.examples
         row = quotient("noise_scale", (trace, error), (self.square, 0.0))
-        if not self.batchwise:
+        if not self.gathered.batchwise:
             row |= two_sizes("population", DrawnBatches.single(self.covariance), self.gradient)
         if not self.size:
             return row
@@ -358,9 +363,8 @@ class _Point:
             signal = np.where(noise > 0, 1 / noise, np.nan)
         relative = error / trace if trace > 0 else 0.0
         row |= estimate("noise_to_signal", noise, noise * relative) | estimate("signal_to_noise", signal, signal * relative)
-        told = (self.trajectory.settings.get("optimizers") or [{}])[0]
-        momentum = float(told.get("momentum") or self.trajectory.settings.get("momentum") or 0.0)
-        self.learning = self.lr / (size * (1 - momentum))
+        momentum = float(self.told.get("momentum") or self.trajectory.settings.get("momentum") or 0.0)
+        self.learning = self.lr * (1 - float(self.told.get("dampening") or 0.0)) / (size * (1 - momentum))
         each = self.learning / (2 * len(self.theta))
         row |= {"learning_ratio": self.learning} | estimate("temperature", each * trace, each * error)
         return row | estimate("regulariser_noise", self.lr / 4 * trace * shares[1], self.lr / 4 * error * shares[1])
@@ -369,14 +373,14 @@ class _Point:
 
     def _batches(self) -> Row:
         wish, found, size = self.wish, self.covariance, int(self.size or 1)
-        if self.batchwise:
+        if self.gathered.batchwise:
             drawn = DrawnBatches.recorded(found, int(self.recorded_size or 1))
         else:
             drawn = DrawnBatches.draw(found, count=wish.batches, size=size, generator=self.random("batches"))
         row: Row = {}
         for name, values in drawn.tails(wish.k, wish.tail).items():
             row |= {name: values} if name in {"batch_kurtosis", "batch_anderson"} else estimate(name, *values)
-        return row | two_sizes("two_size", drawn, self.gradient)
+        return row | two_sizes("two_size", drawn, self.gradient if self.gathered.mean is None else self.gathered.mean)
 
     # --- against the Hessian ----------------------------------------------------------------------------------------------------
 
@@ -456,7 +460,7 @@ class _Point:
 
     def _fisher(self) -> Row:
         options: dict[str, Any] = {"labels": self.random("labels"), "decay": self.decay}
-        found = second_moment(self.surface, self.theta, self.buffers, self.chosen, **options)
+        found = second_moment(self.surface, self.theta, self.buffers, self.gathered.chosen, **options)
         if found is None:
             return {}
         row = estimate("fisher_trace", *found.trace()) | estimate("fisher_eigenvalue", *found.eigenvalues(self.wish.k))
