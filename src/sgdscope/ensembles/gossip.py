@@ -12,9 +12,10 @@ from torch import Tensor
 
 from sgdscope.contracts import Source, ensemble
 from sgdscope.directions import private
-from sgdscope.errors import ArgumentError
-from sgdscope.gossip import LIMIT, Faults, Trace, random_out, simulate
+from sgdscope.errors import ArgumentError, unknown
+from sgdscope.gossip import LIMIT, Faults, Graph, Trace, random_out, ring, simulate
 
+GRAPHS = ("random", "ring")
 PATIENT = 1000.0  # cycles an update of the walk may take on average before it is given up
 
 
@@ -52,14 +53,72 @@ class Visit:
     use: int
 
 
+class Line:
+    """The visits that made the model of a walk that has come furthest, in order, and what was lost between them.
+
+    Args:
+        trace: of the walk service.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace, self._uses = trace, trace.uses()
+        self._line: list[int] = trace.lineage().tolist()
+
+    def __len__(self) -> int:
+        """The number of visits."""
+        return len(self._line)
+
+    def visit(self, hop: int) -> Visit:
+        """Where the walk makes an update.
+
+        Args:
+            hop: number of the update.
+
+        Returns:
+            The visit.
+        """
+        v, trace = self._line[hop], self.trace
+        return Visit(int(trace.node[v]), hop, int(trace.walk[v]), float(trace.time[v]), int(self._uses[v]))
+
+    def lost(self, hop: int) -> list[int]:
+        """The nodes at which visits between the update before and this one used a record, and whose model was lost or ended.
+
+        Args:
+            hop: number of the update.
+
+        Returns:
+            Nodes, in the order of time.
+        """
+        before = self._line[hop - 1] if hop else -1
+        nodes: list[int] = self.trace.node[before + 1 : self._line[hop]].tolist()
+        return nodes
+
+
+def charge_lost(walker: torch.optim.Optimizer, line: Line, hop: int) -> None:
+    """Charge the records of lost visits to a walker that keeps a ledger; one without pays nothing.
+
+    Args:
+        walker: with the attributes ``use`` and ``ledger``, or any other.
+        line: of its visits.
+        hop: number of the update that it is about to make.
+    """
+    if hasattr(walker, "use"):
+        ledger: Any = walker.ledger  # type: ignore[attr-defined]  # has use
+        for node in line.lost(hop):
+            if ledger.left([node]):
+                ledger.charge([node])
+
+
 @ensemble(
     "gossip",
     source=Source("Hegedus, Berta & Jelasity 2016 (JoWUA 7(2))", "single random walk service, as in the authors' code"),
     ranges={
         "nodes": "> degree",
-        "degree": ">= 1, neighbours that each node draws",
+        "graph": "random or ring",
+        "degree": ">= 1, neighbours that each node draws; of a ring even, all its neighbours",
         "updates": ">= 1, length of a walk",
         "survive": "0 < survive <= 1, of a message",
+        "delay": "[least, largest] > 0, cycles of a message",
         "online": "0 < online <= 1, share of the time",
         "session": "> 0, mean cycles online",
         "limit": "> 0, cycles without news after which a walk counts as lost",
@@ -77,9 +136,11 @@ class GossipWalk:
     Args:
         members: one walker a walk.
         nodes: number of records.
-        degree: neighbours that each node draws at random.
+        graph: "random": each node draws neighbours; "ring": the nearest on a ring.
+        degree: neighbours that each node draws at random, or has on the ring.
         updates: length of each walk.
         survive: probability that a message arrives.
+        delay: least and largest time of a message, cycles.
         online: share of the time that a node is online.
         session: mean time online, cycles.
         limit: of the service, cycles.
@@ -105,9 +166,11 @@ class GossipWalk:
         members: Sequence[torch.optim.Optimizer],
         *,
         nodes: int = 50,
+        graph: str = "random",
         degree: int = 10,
         updates: int = 100,
         survive: float = 1.0,
+        delay: Sequence[float] = (0.1, 1.0),
         online: float = 1.0,
         session: float = 50.0,
         limit: float = LIMIT,
@@ -116,25 +179,38 @@ class GossipWalk:
         if not members:
             raise ArgumentError("members: expected at least one walker, got none")
         self.members = list(members)
-        faults = Faults(survive=survive, online=online, session=session)
+        _check_numbers({"survive": survive, "online": online, "session": session, "limit": limit}, delay)
+        if graph not in GRAPHS:
+            raise unknown("graph", str(graph), GRAPHS)
+        faults = Faults(survive=survive, delay=(delay[0], delay[1]), online=online, session=session)
         self._told: dict[str, Any] = {"nodes": nodes, "degree": degree, "updates": updates, "limit": limit, "faults": faults}
+        self._told["graph"] = graph
         seed = 0 if generator is None else int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
         self._walk_from(seed)
         self._made = [0] * len(self.members)
 
+    def _graph(self) -> Graph:
+        told = self._told
+        if told["graph"] == "ring":
+            return ring(told["nodes"], told["degree"])
+        return random_out(told["nodes"], told["degree"], private(self._seed, 0))
+
     def _walk_from(self, seed: int) -> None:
         told, self._seed = self._told, seed
-        graph = random_out(told["nodes"], told["degree"], private(seed, 0))
+        graph = self._graph()
         asked = {name: told[name] for name in ("updates", "faults", "limit")} | {"cycles": PATIENT * told["updates"]}
-        self.traces: list[Trace] = [simulate(graph, private(seed, 1 + i), **asked) for i in range(len(self.members))]
-        self._lines = [trace.lineage().tolist() for trace in self.traces]
-        self._uses = [trace.uses() for trace in self.traces]
-        for i, line in enumerate(self._lines):
+        self.lines = [Line(simulate(graph, private(seed, 1 + i), **asked)) for i in range(len(self.members))]
+        for i, line in enumerate(self.lines):
             if len(line) < told["updates"]:
                 raise ArgumentError(
                     f"updates: walk {i} made {len(line)} of {told['updates']} in {asked['cycles']:g} cycles; "
                     "the nodes are away or messages lost too often for this limit"
                 )
+
+    @property
+    def traces(self) -> list[Trace]:
+        """What the service of each member did."""
+        return [line.trace for line in self.lines]
 
     @property
     def visits(self) -> list[Visit]:
@@ -146,11 +222,10 @@ class GossipWalk:
         return [self._visit(i) for i in range(len(self.members))]
 
     def _visit(self, member: int) -> Visit:
-        hop, trace = self._made[member], self.traces[member]
-        if hop >= len(self._lines[member]):
+        hop, line = self._made[member], self.lines[member]
+        if hop >= len(line):
             raise ArgumentError(f"updates: walk {member} has made all its {hop}; ask for a longer one")
-        v = self._lines[member][hop]
-        return Visit(int(trace.node[v]), hop, int(trace.walk[v]), float(trace.time[v]), int(self._uses[member][v]))
+        return line.visit(hop)
 
     def step(self, active: Sequence[int] | None = None) -> None:
         """One update of some members, from the gradients that lie in their parameters, and one hop.
@@ -168,19 +243,10 @@ class GossipWalk:
         for i in chosen:
             visit = self._visit(i)
             if (use := getattr(self.members[i], "use", None)) is not None:
-                self._charge_lost(i)
+                charge_lost(self.members[i], self.lines[i], self._made[i])
                 use([visit.node])
             self.members[i].step()
             self._made[i] += 1
-
-    def _charge_lost(self, member: int) -> None:
-        """Charge the records of visits since the last update that belong to no line."""
-        line, hop, ledger = self._lines[member], self._made[member], self.members[member].ledger  # type: ignore[attr-defined]  # has use
-        before = line[hop - 1] if hop else -1
-        for v in range(before + 1, line[hop]):
-            node = int(self.traces[member].node[v])
-            if ledger.left([node]):
-                ledger.charge([node])
 
     def combine(self) -> Furthest:
         """The point of the member that has made most updates.
@@ -215,4 +281,16 @@ class GossipWalk:
 
     def remaining(self) -> int:
         """How many updates the members have left, of the one with the least."""
-        return min(len(line) - made for line, made in zip(self._lines, self._made, strict=True))
+        return min(len(line) - made for line, made in zip(self.lines, self._made, strict=True))
+
+
+def _check_numbers(named: Mapping[str, Any], delay: Any) -> None:
+    """Refuse what is no number; the ranges are checked where the numbers are used."""
+    for name, value in named.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ArgumentError(f"{name}: expected a number, got {value!r}")
+    if not named["limit"] > 0:
+        raise ArgumentError(f"limit: expected a number of cycles > 0, got {named['limit']!r}")
+    pair = isinstance(delay, list | tuple) and len(delay) == 2
+    if not pair or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in delay):
+        raise ArgumentError(f"delay: expected two numbers, the least and the largest time of a message in cycles, got {delay!r}")

@@ -5,11 +5,22 @@ from __future__ import annotations
 import itertools
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from sgdscope.contracts import ensembles, walkers
@@ -44,16 +55,20 @@ class Data(Part):
         return self.model_dump(exclude={"dataset"}, exclude_none=True)
 
 
-class Model(Part):
-    """The network by name; every further key is an option of it."""
+class Named(Part):
+    """An entry of a catalogue by name; every further key is an option of it."""
 
     model_config = ConfigDict(extra="allow")
     name: str
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options of the network."""
+        """The options that were given."""
         return dict(self.model_extra or {})
+
+
+class Model(Named):
+    """The network by name; every further key is an option of it."""
 
 
 def walker_options(name: str, base: Any = None) -> set[str]:
@@ -168,7 +183,7 @@ class Recording(Part):
     averages: Annotated[int, Field(ge=12, multiple_of=2)] | None = None
 
 
-class Ensemble(Part):
+class Ensemble(Named):
     """Several walks in place of one: how many members, how many updates each makes, and how they are combined.
 
     The updates are `workloads`, or those that `speeds` (updates a unit of time, with `scatter` and stragglers, see
@@ -177,7 +192,6 @@ class Ensemble(Part):
     starts at the first values of its own seed. Further keys are options of the ensemble, as its catalogue entry names them.
     """
 
-    model_config = ConfigDict(extra="allow")
     name: str = "weighted_parallel"
     members: PositiveInt
     workloads: list[NonNegativeInt] | None = None
@@ -209,10 +223,29 @@ class Ensemble(Part):
             raise PydanticCustomError("foreign_option", "unknown key", {"keys": foreign, "known": sorted(known)})
         return self
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options of the ensemble."""
-        return dict(self.model_extra or {})
+
+class Service(Named):
+    """One walk over nodes in place of batches: node i holds training example i, and a model goes from node to node.
+
+    Its updates are those of the phases, each with the one example of the node. `seed` is that of the graph and of the service;
+    left out, it follows from the experiment's. Further keys are options of the ensemble, as its catalogue entry names them.
+    """
+
+    seed: NonNegativeInt | None = None
+    members: ClassVar[int] = 1
+
+    @model_validator(mode="after")
+    def _known_options(self) -> Service:
+        known = {"name", "seed", *ensembles[self.name].ranges} - {"nodes", "updates"}  # these follow from data and phases
+        if foreign := [key for key in self.options if key not in known]:
+            raise PydanticCustomError("foreign_option", "unknown key", {"keys": foreign, "known": sorted(known)})
+        return self
+
+
+def _shape(table: Any) -> str:
+    """Which of the two tables an ensemble is described by: that of a walk that visits nodes, or that of several members."""
+    name = table.get("name") if isinstance(table, Mapping) else getattr(table, "name", None)
+    return "service" if name in ensembles and hasattr(ensembles[str(name)].cls, "visits") else "members"
 
 
 class Start(Part):
@@ -239,7 +272,8 @@ class Experiment(Part):
         phases: walked one after the other.
         record: what is kept.
         start: the step of another run to start from, or None.
-        ensemble: several members in place of one walk, or None; see `ensembles.run_ensemble`.
+        ensemble: several members in place of one walk, or one walk over nodes with an example each, or None; see
+            `ensembles.run_ensemble`.
         grid: name -> values; a sweep over all combinations, see `expand`.
     """
 
@@ -254,7 +288,9 @@ class Experiment(Part):
     phases: Annotated[list[Phase], Field(min_length=1)]
     record: Recording = Recording()
     start: Start | None = None
-    ensemble: Ensemble | None = None
+    ensemble: (
+        Annotated[Annotated[Ensemble, Tag("members")] | Annotated[Service, Tag("service")], Discriminator(_shape)] | None
+    ) = None
     grid: dict[str, Annotated[list[Scalar], Field(min_length=1)]] = Field(default_factory=dict)
 
     def __init__(self, **described: Any) -> None:
@@ -264,6 +300,8 @@ class Experiment(Part):
             raise ArgumentError(_explain(error)) from None
         if not re.fullmatch(r"[\w.+-]+", self.name) or set(self.name) == {"."}:
             raise ArgumentError(f"name: expected letters, digits, '.', '_', '+' or '-', got {self.name!r}")
+        if isinstance(self.ensemble, Service):
+            _check_visits(self.phases)
 
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> Self:  # ruff: ignore[unused-class-method-argument] - pydantic's
@@ -303,6 +341,19 @@ class Experiment(Part):
             described["name"] = "-".join(f"{_SHORT.get(key, key.removeprefix('model.'))}{value}" for key, value in chosen.items())
             result.append(Experiment(**described))
         return result
+
+
+def _check_visits(phases: Sequence[Phase]) -> None:
+    """A node holds one example: refuse batches."""
+    for number, phase in enumerate(phases):
+        if isinstance(phase.schedule, CyclicBatch):
+            raise ArgumentError(
+                f"phases[{number}].schedule: expected one of the learning rate: a node holds one example, no batch"
+            )
+        if phase.batch_size != 1:
+            raise ArgumentError(f"phases[{number}].batch_size: expected 1, the example of a node, got {phase.batch_size!r}")
+        if phase.replacement:
+            raise ArgumentError(f"phases[{number}].replacement: expected none: the walk says at which node it is; leave it out")
 
 
 _SHORT = {"batch_size": "batch"}
@@ -357,7 +408,9 @@ def _keys(loc: tuple[int | str, ...]) -> list[int | str]:
     kept = []
     for i, part in enumerate(loc):
         behind = loc[i - 1] if i else ""
-        tag = (part in _TAGS and behind in ("schedule", "snapshots")) or (behind == "batch_size")
+        tag = (
+            (part in _TAGS and behind in ("schedule", "snapshots")) or behind == "batch_size" or (behind == "ensemble" and i == 1)
+        )
         if not tag and not (loc[0] == "grid" and i == 3):
             kept.append(part)
     return kept
@@ -376,7 +429,6 @@ def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
         "phases": Phase,
         "record": Recording,
         "start": Start,
-        "ensemble": Ensemble,
     }
     inside = [part for part in loc[:-1] if isinstance(part, str)]
     if not inside:

@@ -1,30 +1,94 @@
-"""Record the walk of a gossip ensemble like any other walk: its hops stand in the steps."""
+"""Walk over nodes with one example each, recorded like any other walk: its hops stand in the steps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sgdscope.contracts import ensembles, walkers
+from sgdscope.ensembles.gossip import Line, Visit
 from sgdscope.errors import ArgumentError
-from sgdscope.experiment.schedules import derived_seed
+from sgdscope.experiment.description import Service
+from sgdscope.experiment.schedules import Order, derived_seed
+from sgdscope.privacy import PrivacyLedger
 from sgdscope.recorder import Recorder
 
 Loss = Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor]
 
 
-class _Visit(Protocol):
-    """What is read of the place of a walk."""
+def line_of(service: Service, nodes: int, updates: int, seed: int) -> Line:
+    """The visits of the walk that an experiment describes, simulated beforehand.
 
-    node: int
-    hop: int
-    walk: int
-    cycle: float
-    use: int
+    Args:
+        service: its description.
+        nodes: number of training examples.
+        updates: of all phases.
+        seed: of the experiment.
+
+    Returns:
+        One visit an update.
+
+    Raises:
+        ArgumentError: an option is out of range, or the service cannot keep a walk alive so long; with the key path.
+
+    Cost: see `gossip.simulate`.
+    """
+    drawn = torch.Generator().manual_seed(derived_seed(seed, "gossip") if service.seed is None else service.seed)
+    idle = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)  # the loop makes the updates
+    asked = {"degree": min(10, nodes - 1)} | service.options
+    try:
+        walk = ensembles[service.name].cls([idle], nodes=nodes, updates=updates, generator=drawn, **asked)
+    except (ArgumentError, LookupError) as error:
+        raise ArgumentError(f"ensemble.{error}") from error
+    line: Line = walk.lines[0]
+    return line
+
+
+class Visits(Order):
+    """The order of a phase of a walk over nodes: each update sees the example of the node.
+
+    Args:
+        line: of the whole walk.
+        first: update of the walk with which the phase begins.
+    """
+
+    def __init__(self, line: Line, first: int) -> None:
+        super().__init__(line.trace.nodes, 1, seed=0, phase=0)
+        self._line, self._first = line, first
+
+    def indices(self, update: int) -> Tensor:
+        """The example of an update.
+
+        Args:
+            update: of the phase, from 0.
+
+        Returns:
+            int64 [1].
+        """
+        return torch.tensor([self._line.visit(self._first + update).node])
+
+
+def most_spent(ledger: PrivacyLedger, records: list[int]) -> float:
+    """The most privacy that any record will have spent when some of them have been used once more.
+
+    Args:
+        ledger: not changed.
+        records: that are about to be used; those that have nothing left are not.
+
+    Returns:
+        In units of eps.
+    """
+    uses, state = int(ledger.left(records)), ledger.state_dict()
+    counts = np.array(state["used"])
+    counts[records] += uses
+    after = PrivacyLedger(ledger.eps, schedule=ledger.schedule, uses=ledger.uses)
+    after.load_state_dict(state | {"used": [int(counts.max())]})
+    return after.spent(0)
 
 
 def walk_service(
@@ -82,7 +146,7 @@ def walk_service(
     )
     with recorder:
         for t in range(updates):
-            visit: _Visit = walk.visits[0]
+            visit: Visit = walk.visits[0]
             for group in optimizer.param_groups:
                 group["lr"] = float(rate(t))
             recorder.log(node=visit.node, hop=visit.hop, walk=visit.walk, cycle=visit.cycle, use=visit.use)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 import xxhash
 from numpy.typing import NDArray
@@ -17,10 +17,13 @@ from torch import Tensor, nn
 
 from sgdscope import datasets, models
 from sgdscope.contracts import walkers
+from sgdscope.ensembles.gossip import charge_lost
 from sgdscope.errors import ArgumentError, ReplayError
-from sgdscope.experiment.description import Experiment, Phase
+from sgdscope.experiment.description import Experiment, Phase, Service
+from sgdscope.experiment.gossip import Visits, line_of, most_spent
 from sgdscope.experiment.randomness import RandomState
 from sgdscope.experiment.schedules import CyclicBatch, Order, derived_seed
+from sgdscope.experiment.states import pack_state, place, unpack_state
 from sgdscope.records import Record, Snapshot, cpu_vector
 from sgdscope.surface import LossSurface
 from sgdscope.vector import Layout, select_buffers, select_parameters
@@ -86,6 +89,8 @@ class Loop:
         self.examples = len(self.data.x)
         self.x, self.y = self.data.x.to(self.device), self.data.y.to(self.device)
         self.lengths = [phase.length(self.examples) for phase in experiment.phases]
+        described = experiment.ensemble if isinstance(experiment.ensemble, Service) else None
+        self.line = line_of(described, self.examples, self.total, experiment.seed) if described else None
         self.orders = [self._order(i) for i in range(len(self.lengths))]
         self.model = build_model(experiment, self.data).to(self.device).train()
         self.parameters = select_parameters(self.model)
@@ -107,6 +112,8 @@ class Loop:
 
     def _order(self, number: int) -> Order:
         phase, length = self.experiment.phases[number], self.lengths[number]
+        if self.line is not None:
+            return Visits(self.line, sum(self.lengths[:number]))
         sizes: int | list[int] = self.examples if phase.batch_size == "full" else phase.batch_size
         if isinstance(cycle := phase.schedule, CyclicBatch):
             sizes = [cycle.batch_size(t) for t in range(length)]
@@ -208,9 +215,24 @@ class Loop:
         for group in self._walker.param_groups:
             group["lr"] = self.lr(self.step)
         if (use := getattr(self._walker, "use", None)) is not None:  # it accounts for the examples that it sees
-            number, update = self.place(self.step)
-            use(self.orders[number].indices(update).tolist())
+            if self.line is not None:
+                charge_lost(self._walker, self.line, self.step)
+            use(self._records())
         return self.batch(self.step)
+
+    def _records(self) -> list[int]:
+        """The numbers of the examples of the update at hand."""
+        number, update = self.place(self.step)
+        records: list[int] = self.orders[number].indices(update).tolist()
+        return records
+
+    def whereabouts(self) -> dict[str, float]:
+        """What a walk over nodes or a private one says at the update at hand: the visit, and the most privacy a record spends."""
+        told = {} if self.line is None else asdict(self.line.visit(self.step))
+        ledger = getattr(self._walker, "ledger", None)
+        if ledger is not None and ledger.limit is not None:
+            told["privacy_spent"] = most_spent(ledger, self._records())
+        return told
 
     def advance(self) -> None:
         """One update, unrecorded; inside `random.installed`."""
@@ -332,66 +354,6 @@ def carries(before: Phase, phase: Phase) -> bool:
     if phase.walker != before.walker:
         return wraps is not None and phase.options.get("base", wraps) == before.walker
     return wraps is None or all(before.options.get(key) == phase.options.get(key) for key in ("base", "k"))
-
-
-def place(layout: Layout, tensors: Mapping[str, Tensor], values: NDArray[Any]) -> None:
-    """Write a vector into named tensors.
-
-    Args:
-        layout: of the vector.
-        tensors: written in place.
-        values: [P].
-    """
-    with torch.no_grad():
-        for name, value in layout.restore(torch.from_numpy(np.array(values))).items():
-            tensors[name].copy_(value)
-
-
-def pack_state(state_dict: Mapping[str, Any]) -> tuple[dict[str, NDArray[Any]], list[Any], list[Any]]:
-    """Turn an optimizer's state into a few long arrays: one a name and dtype.
-
-    Args:
-        state_dict: of a ``torch.optim.Optimizer``.
-
-    Returns:
-        (arrays, entries [array, parameter, key, shape] in order, plain values [parameter, key, value]).
-    """
-    pieces: dict[str, list[NDArray[Any]]] = {}
-    entries: list[Any] = []
-    plain: list[Any] = []
-    for index, values in state_dict["state"].items():
-        for key, value in values.items():
-            if isinstance(value, Tensor):
-                array = value.detach().cpu().contiguous().numpy()
-                name = f"state_{key}_{array.dtype.name}"
-                pieces.setdefault(name, []).append(array.reshape(-1))
-                entries.append([name, index, key, list(array.shape)])
-            else:
-                plain.append([index, key, value])
-    return {name: np.concatenate(parts) for name, parts in pieces.items()}, entries, plain
-
-
-def unpack_state(arrays: Mapping[str, NDArray[Any]], entries: list[Any], plain: list[Any]) -> dict[int, dict[str, Any]]:
-    """Turn `pack_state` back.
-
-    Args:
-        arrays: name -> [n].
-        entries: which piece belongs where.
-        plain: values that are no tensors.
-
-    Returns:
-        The ``"state"`` of a state dict.
-    """
-    state: dict[int, dict[str, Any]] = {}
-    used: dict[str, int] = {}
-    for name, index, key, shape in entries:
-        first = used.get(name, 0)
-        used[name] = first + int(np.prod(shape, dtype=np.int64))
-        piece = np.array(arrays[name][first : used[name]]).reshape([int(n) for n in shape])
-        state.setdefault(int(index), {})[str(key)] = torch.from_numpy(piece)
-    for index, key, value in plain:
-        state.setdefault(int(index), {})[str(key)] = value
-    return state
 
 
 def load_data(experiment: Experiment, data_dir: Any = None) -> datasets.Dataset:

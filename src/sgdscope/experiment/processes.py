@@ -90,8 +90,8 @@ def walk(
 
 def _all_updates(experiment: Experiment, world: int) -> dict[str, Any]:
     told = experiment.ensemble
-    if not isinstance(told, Ensemble) or told.members != world:
-        came = told.members if isinstance(told, Ensemble) else "none"
+    if told is None or told.members != world:
+        came = "none" if told is None else told.members
         raise ArgumentError(f"ensemble.members: expected {world}, one a process, got {came}")
     if told.options.get("mode", "simuparallel") != "simuparallel":
         raise ArgumentError(f"ensemble.mode: expected 'simuparallel' over processes, got '{told.options['mode']}'")

@@ -15,7 +15,7 @@ from torch import nn
 from sgdscope.contracts import StoreEntry
 from sgdscope.datasets import Dataset
 from sgdscope.errors import ArgumentError, NotAvailableError, StoreError
-from sgdscope.experiment.description import Bursts, Every, Experiment
+from sgdscope.experiment.description import Bursts, Ensemble, Every, Experiment
 from sgdscope.experiment.loop import LOSSES, Loop, Loss, build_model, carries, load_data
 from sgdscope.experiment.replaying import HASH_COLUMNS, KEY_FRAMES, Replayer, fingerprint, split_hash
 from sgdscope.quantities.averages import Averages
@@ -108,7 +108,7 @@ def run(experiment: Experiment, out: str | Path, *, data_dir: str | Path | None 
     path = Path(out)
     if experiment.grid:
         raise ArgumentError("grid: expected one experiment, got a grid; use sweep(experiment.expand(), out)")
-    if experiment.ensemble is not None:
+    if isinstance(experiment.ensemble, Ensemble):
         raise ArgumentError("ensemble: expected one walk, got several members; use run_ensemble(experiment, out)")
     stored = _stored(path, experiment)
     loop = Loop(experiment, data_dir)
@@ -215,7 +215,7 @@ def recorded(loop: Loop, path: Path, resumed: int | None = None) -> Generator[in
             if step % experiment.record.keyframes == 0 and step != (resumed or None):
                 frames[step] = loop.key_frame()
             batch = loop.prepare()
-            recorder.log(**dict(zip(HASH_COLUMNS, split_hash(loop.theta_hash()), strict=True)))
+            recorder.log(**dict(zip(HASH_COLUMNS, split_hash(loop.theta_hash()), strict=True)), **loop.whereabouts())
             loop.optimizer.zero_grad()
             torch.autograd.backward(recorder.loss(loop.model, batch))
             loop.optimizer.step()
