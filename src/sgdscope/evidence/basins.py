@@ -155,7 +155,7 @@ def exact_odds(potential: Basins, n: float, lr: float) -> float:
     """
     if potential.size > 1:
         return nan
-    reach = [5 * sqrt(2 * n / (h * (2 - lr * h))) + 2 * sqrt(2 * n * lr) for h in (float(v) for v in potential.curvatures)]
+    reach = [8 * sqrt(2 * n / (h * (2 - lr * h))) + 2 * sqrt(2 * n * lr) for h in (float(v) for v in potential.curvatures)]
     ends = (float(potential.centres[0]) - reach[0], float(potential.centres[1]) + max(reach[1], 2 * sqrt(2 * n * lr)))
     pull = lambda x: potential.gradient(torch.as_tensor(x, dtype=F64)[:, None])[:, 0].numpy()  # ruff: ignore[lambda-assignment]
     ridge = _ridge(potential)

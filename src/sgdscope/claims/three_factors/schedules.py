@@ -85,8 +85,9 @@ def _judged(
     answer = weakest(p.answer for _, p, _ in parts)
     name, part, threshold = next(row for row in parts if row[1].answer == answer)
     told = {f"{words}: {p.name}": [*p.told, p.answer] for words, p, _ in parts}
-    reason = f"decisive: {name}, {part.name} {part.statistic:+.3g} [{part.interval[0]:.3g}, {part.interval[1]:.3g}]; "
-    reason += "; ".join(f"{key} {v[0]:+.2g}" for key, v in told.items())
+    held = sum(p.answer == "supported" for _, p, _ in parts)
+    reason = f"{held} of {len(parts)} parts hold; decisive: {name}, {part.name} {part.statistic:+.3g} "
+    reason += f"[{part.interval[0]:.3g}, {part.interval[1]:.3g}]"
     smallest = 0.5**part.n
     numbers = (part.statistic, part.interval, part.n, threshold)
     return Verdict(claim_id, answer, *numbers, reason, _regime(runs), smallest, {"parts": told} | dict(details))
