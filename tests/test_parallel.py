@@ -98,6 +98,8 @@ def test_an_unknown_scheme_is_named():
 
 def test_finished_updates():
     assert finished([10, 2.5, 0], 30.3) == [303, 75, 0]
+    assert finished([0.29, 0.57, 1.1], 100) == [29, 57, 110]  # 0.29 * 100 = 28.999999999999996
+    assert finished([0.2999], 10) == [2]
     drawn = finished([1e5] * 4000, 2, scatter=0.5, generator=torch.Generator().manual_seed(4))
     logs = np.log(np.array(drawn) / 2e5)
     assert logs.std() == pytest.approx(0.5, abs=0.025)  # 4.5 standard errors
@@ -188,6 +190,15 @@ def test_average_refuses():
         average([one], torch.ones(2))
     with pytest.raises(ArgumentError, match="replicas: expected the shapes of replica 0"):
         average([one, [torch.ones(4)]], torch.ones(2))
+    with pytest.raises(ArgumentError, match=r"weights: expected finite numbers, got \[nan, 0\.5\]"):
+        average([one, one], torch.tensor([math.nan, 0.5]))
+    with pytest.raises(ArgumentError, match="replicas: expected tensors of at least one number"):
+        average([[], []], torch.ones(2))
+
+
+def test_weights_of_zero_and_in_a_list():
+    assert average([[torch.ones(3)]] * 2, torch.zeros(2)).tolist() == [0, 0, 0]
+    assert average([[torch.ones(3)], [torch.full((3,), 3.0)]], [0.25, 0.75]).tolist() == [2.5] * 3
 
 
 def test_a_lost_worker_has_no_weight_and_it_is_said():
@@ -291,6 +302,7 @@ def test_local_sgd_averages_every_period_of_the_fastest():
     assert theta[1].item() == pytest.approx(8 / 3)
     found = ensemble.combine()
     assert found.weights == pytest.approx((2 / 3, 1 / 3))  # 1 update since against 0
+    assert found.workloads == (3, 1)
     assert float(found.theta) == pytest.approx(2 / 3 * 4 / 3 + 1 / 3 * 8 / 3)
     assert ensemble.workloads == [3, 1]
     ensemble.synchronise()
@@ -309,6 +321,41 @@ def test_asynchronous_updates_count_by_their_staleness(scheme, weight):
     assert theta[1].item() == pytest.approx(2 - 4 * weight)
     assert theta[0].tolist() == [2.0]
     assert ensemble.combine().weights == pytest.approx((2 / 3, 1 / 3))
+
+
+def test_asynchronous_updates_by_hand():
+    # a straight retelling: each member keeps the centre that it fetched and how many updates had been made by then
+    generator, rate, lr = np.random.default_rng(5), 0.2, 0.3
+    theta, ensemble = points(3, [8.0, -3.0], lr, mode="asynchronous", rate=rate)
+    centre, fetched, versions = np.array([8.0, -3.0]), [np.array([8.0, -3.0])] * 3, [0] * 3
+    for made in range(40):
+        i = int(generator.integers(3))
+        pull(theta, 0.6)
+        ensemble.step([i])
+        centre = centre + (1 - rate) ** (made - versions[i]) * -lr * 0.6 * fetched[i]
+        fetched[i], versions[i] = centre, made + 1
+        assert theta[i].tolist() == pytest.approx(centre.tolist(), rel=1e-12)
+    assert ensemble.combine().theta.tolist() == pytest.approx(centre.tolist(), rel=1e-12)
+    assert sum(ensemble.workloads) == 40
+
+
+def test_state_dict_keeps_who_is_lost_and_the_losses():
+    theta, ensemble = points(3, [3.0], lr=0.1)
+    for t in range(60):
+        active = [0, 1] if t % 3 == 0 else [0]
+        pull(theta, 0.5)
+        ensemble.step(active, losses=[0.25 * float(theta[i].detach() ** 2) for i in active])
+    ensemble.lose(2)
+    again, resumed = points(3, [0.0], lr=0.1)
+    for p, q in zip(again, theta, strict=True):
+        p.data.copy_(q)
+    resumed.load_state_dict(ensemble.state_dict())
+    assert resumed.combine().rate == ensemble.combine().rate == pytest.approx(0.05, rel=1e-3)
+    assert resumed.combine().lost == (2,)
+    pull(again, 0.5)
+    resumed.step([0, 1], losses=[1.0, 1.0])
+    assert ensemble.workloads == [60, 20, 0]  # the state shares no list with either
+    assert len(ensemble.state_dict()["losses"][0]) == 60
 
 
 def test_state_dict_resumes_local_and_asynchronous_walks():
@@ -340,10 +387,48 @@ def test_a_member_lost_in_the_middle():
     assert (found.lost, found.weights, ensemble.workloads) == ((2,), (0.5, 0.5, 0.0), [2, 2, 1])
     with pytest.raises(ArgumentError, match="active: member 2 is lost"):
         ensemble.step([2])
+    left = theta[2].item()
+    ensemble.synchronise()
+    assert [p.item() for p in theta] == [2.0, 2.0, left]  # the lost one stays where it was: 4
     ensemble.lose(0)
     ensemble.lose(1)
     with pytest.raises(ArgumentError, match="all 3 workers are lost"):
         ensemble.combine()
+    with pytest.raises(ArgumentError, match="active: all 3 members are lost, none is left that could step"):
+        ensemble.step()
+
+
+def test_what_a_lost_member_gave_to_an_asynchronous_centre_stays_and_that_is_said():
+    theta, ensemble = points(2, [8.0], mode="asynchronous", rate=0.5)
+    for active in ([0], [1]):
+        pull(theta)
+        ensemble.step(active)
+    ensemble.lose(1)
+    found = ensemble.combine()
+    assert (found.lost, found.weights) == ((1,), (0.5, 0.5))
+    assert float(found.theta) == pytest.approx(4 - 0.5 * 4)
+    assert found.sentence.endswith("lost: 1, what they had added stays")
+
+
+def test_the_rate_is_fitted_to_those_that_are_left():
+    curves = [0.2 + 3 * 0.9 ** np.arange(60), 0.2 + 3 * 0.96 ** (2 * np.arange(60)), 0.2 + 3 * 0.96 ** (2 * np.arange(20))]
+    replicas = [None, [torch.tensor([1.0])], [torch.tensor([2.0])]]
+    found = combined(replicas, [60, 60, 20], losses=curves)
+    assert found.rate == pytest.approx(0.04, rel=1e-3)
+    assert found.workloads == (60, 60, 20)
+
+
+def test_a_worker_that_has_diverged_is_named():
+    replicas = [[torch.ones(2)], [torch.tensor([1.0, math.inf])], None]
+    with pytest.raises(ArgumentError, match="replicas: worker 1 has parameters that are not finite; leave it out as one that is"):
+        combined(replicas, [4, 3, 5], rate=0.1)
+    assert combined(replicas, [4, 3, 5], scheme="fastest").theta.tolist() == [1.0, 1.0]  # it has no weight
+
+
+def test_optimal_weights_of_equal_workloads_need_no_rate():
+    replicas = [[torch.tensor([1.0])], [torch.tensor([4.0])]]
+    found = combined(replicas, [30, 30], scheme="optimal", distance=2.0, variance=0.3)
+    assert found.weights == pytest.approx(weights([30, 30], "optimal", rate=0.04, distance=2.0, variance=0.3).tolist())
 
 
 @pytest.mark.parametrize(
@@ -380,6 +465,11 @@ def test_members_must_fit():
     pull(theta)
     with pytest.raises(ArgumentError, match="losses: expected one a member that steps, got 1 for 2"):
         ensemble.step(losses=[1.0])
+    with pytest.raises(ArgumentError, match=r"active: expected each member once, .* got \[0, 0\]"):
+        ensemble.step([0, 0])
+    assert ensemble.workloads == [0, 0]
+    with pytest.raises(ArgumentError, match="state: expected what state_dict gives, base"):
+        ensemble.load_state_dict({})
     with pytest.raises(ArgumentError, match="state: expected 2 members, got 3"):
         ensemble.load_state_dict(points(3, [1.0], rate=0.1)[1].state_dict())
     with pytest.raises(ArgumentError, match=r"member: expected 0\.\.1, got 2"):

@@ -21,6 +21,7 @@ from sgdscope.errors import ArgumentError, NotAvailableError, Outcome, unknown
 
 Scheme = Literal["geometric", "proportional", "equal", "fastest", "optimal"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
+ROUNDING = 1e-12  # relative: 0.29 a second in 100 seconds are 29 updates, not 28.999999999999996
 BLOCK = 1 << 20  # elements summed at a time: the block of the sum stays in the cache while each replica is read once
 
 
@@ -39,9 +40,9 @@ def weights(
 
     With T_i updates of replica i, T = max_i T_i and contraction c = 1 - rate of an update (rate = lambda eta on a quadratic):
     geometric omega_i ~ c^(T - T_i); proportional ~ T_i; equal ~ 1; fastest: the first one with T_i = T
-    alone;
-    optimal: the minimum of (sum_i omega_i b_i)^2 + sum_i omega_i^2 v_i over sum_i omega_i = 1 with b_i = distance c^T_i and
-    v_i = variance (1 - c^(2 T_i)), the mean squared error of the average on a quadratic; some can be negative.
+    alone; optimal: the minimum of (sum_i omega_i b_i)^2 + sum_i omega_i^2 v_i over sum_i omega_i = 1 with
+    b_i = distance c^T_i and v_i = variance (1 - c^(2 T_i)), the mean squared error of the average on a quadratic; some can be
+    negative.
     Limits: geometric with rate 0 is equal, with rate 1 the mean of those with T_i = T.
 
     Args:
@@ -171,7 +172,7 @@ def finished(
         normal = torch.randn(len(rates), dtype=torch.float64, generator=generator)
         late = torch.rand(len(rates), dtype=torch.float64, generator=generator) < straggling
         rates = rates * torch.exp(scatter * normal - scatter**2 / 2) / torch.where(late, slowdown, 1.0)
-    return [math.floor(n) for n in (rates * deadline).tolist()]
+    return [math.floor(n * (1 + ROUNDING)) for n in (rates * deadline).tolist()]
 
 
 # --- the contraction of an update --------------------------------------------------------------------------------------
@@ -263,26 +264,30 @@ def average(replicas: Sequence[Sequence[Tensor]], weights: Tensor) -> Tensor:
 
     Args:
         replicas: of each the tensors of theta, in one order and of one shape over the replicas.
-        weights: omega [k].
+        weights: omega [k], finite.
 
     Returns:
         [P], at least float32; a replica with all the weight is copied bit for bit.
 
     Raises:
-        ArgumentError: as many weights as replicas, and replicas of one shape, were expected.
+        ArgumentError: as many weights as replicas, finite, and replicas of one shape, not empty, were expected.
 
     Cost: each replica is read once; no copy of the replicas.
     """
-    omega = weights.tolist()
+    omega = torch.as_tensor(weights, dtype=torch.float64).tolist()
     if len(omega) != len(replicas) or not omega:
         raise ArgumentError(f"weights: expected one a replica, got {len(omega)} for {len(replicas)} replicas")
+    if not all(map(math.isfinite, omega)):
+        raise ArgumentError(f"weights: expected finite numbers, got {omega}")
+    if not any(t.numel() for t in replicas[0]):
+        raise ArgumentError("replicas: expected tensors of at least one number, replica 0 has none")
     shapes = [[tuple(t.shape) for t in replica] for replica in replicas]
     if odd := next((i for i, own in enumerate(shapes) if own != shapes[0]), 0):
         raise ArgumentError(f"replicas: expected the shapes of replica 0, {shapes[0]}, got {shapes[odd]} in replica {odd}")
     kinds = [torch.promote_types(t.dtype, torch.float32) for t in replicas[0]]
     size = sum(t.numel() for t in replicas[0])
-    total = torch.empty(size, dtype=max(kinds, key=lambda d: torch.finfo(d).bits), device=replicas[0][0].device)
-    kept = [(w, replica) for w, replica in zip(omega, replicas, strict=True) if w]
+    total = torch.zeros(size, dtype=max(kinds, key=lambda d: torch.finfo(d).bits), device=replicas[0][0].device)
+    kept = [(w, replica) for w, replica in zip(omega, replicas, strict=True) if w] or [(0.0, replicas[0])]
     place = 0
     with torch.no_grad():
         for n, tensor in enumerate(replicas[0]):
@@ -304,13 +309,16 @@ def _add_up(block: Tensor, parts: Sequence[tuple[float, Tensor]]) -> None:
         block.add_(more, alpha=w)
 
 
+_OTHERS = "the result is the weighted average of the others"
+
+
 @dataclass(frozen=True)
 class Combination:
     """What the members of a parallel walk say together.
 
     Attributes:
         theta: [P], the weighted average.
-        weights: one a member; 0 for those that are lost.
+        weights: one a member; 0 for those that are lost, or the share of the updates that an asynchronous centre has of them.
         workloads: updates of each member.
         lost: numbers of the members that are lost.
         scheme: of the weights.
@@ -330,7 +338,8 @@ class Combination:
     def sentence(self) -> str:
         """What was averaged, in words."""
         k, kept = len(self.weights), len(self.weights) - len(self.lost)
-        gone = f"; lost: {', '.join(map(str, self.lost))}, the result is the weighted average of the others" if self.lost else ""
+        rest = "what they had added stays" if any(self.weights[i] for i in self.lost) else _OTHERS
+        gone = f"; lost: {', '.join(map(str, self.lost))}, {rest}" if self.lost else ""
         how = "" if self.rate is None else f" (rate {self.rate:.3g}{', fitted' if self.fitted else ''})"
         counts = f"{min(self.workloads)} to {max(self.workloads)} updates"
         return f"{self.scheme} weights{how} over {kept} of {k} members with {counts}{gone}"
@@ -361,7 +370,7 @@ def combined(
         The combination of those that are left; a lost one has weight 0.
 
     Raises:
-        ArgumentError: all workers are lost, or see `weights`.
+        ArgumentError: all workers are lost, one of the others has diverged, or see `weights`.
         NotAvailableError: the rate is to be fitted and the losses show none.
     """
     if len(workloads) != len(replicas):
@@ -373,15 +382,24 @@ def combined(
     if rate is None and scheme in {"geometric", "optimal"} and len(set(_workloads(counts).tolist())) > 1:
         fitted = _from_curves([losses[i] for i in left] if losses is not None else None)
         rate = fitted.rate
-    even = rate is None and scheme == "geometric"  # equal workloads: any rate gives equal weights
+    even = rate is None and scheme in {"geometric", "optimal"}  # equal workloads: any rate gives equal weights
     omega = weights(counts, "equal" if even else scheme, rate=rate, distance=distance, variance=variance)
     every = [0.0] * len(replicas)
     for i, w in zip(left, omega.tolist(), strict=True):
         every[i] = w
     theta = average([r for r in replicas if r is not None], omega)
+    if not bool(theta.isfinite().all()):
+        error = _diverged(replicas)
+        raise error
     lost = tuple(i for i in range(len(replicas)) if i not in left)
     told = rate if scheme in {"geometric", "optimal"} else None
     return Combination(theta, tuple(every), tuple(map(int, workloads)), lost, scheme, told, fitted)
+
+
+def _diverged(replicas: Sequence[Sequence[Tensor] | None]) -> ArgumentError:
+    odd = [i for i, r in enumerate(replicas) if r is not None and not all(bool(t.isfinite().all()) for t in r)]
+    who = f"worker {odd[0]} has parameters that are not finite" if odd else "the average is not finite"
+    return ArgumentError(f"replicas: {who}; leave it out as one that is lost, or walk with a smaller lr")
 
 
 def _from_curves(losses: Sequence[ArrayLike] | None) -> Contraction:

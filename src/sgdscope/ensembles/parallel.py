@@ -152,11 +152,16 @@ class WeightedParallelSGD:
             losses: loss before the update of each of them, from which the rate can be fitted.
 
         Raises:
-            ArgumentError: a member is not there or lost, the losses do not fit, or the members start at different points.
+            ArgumentError: a member is not there, lost or named twice, all are lost, the losses do not fit, or the members do not
+                start at one point.
         """
         chosen = [i for i in range(len(self.members)) if i not in self.lost] if active is None else list(active)
         if odd := [i for i in chosen if not 0 <= i < len(self.members) or i in self.lost]:
             raise ArgumentError(f"active: member {odd[0]} is lost or not one of 0..{len(self.members) - 1}")
+        if len(self.lost) == len(self.members):
+            raise ArgumentError(f"active: all {len(self.members)} members are lost, none is left that could step")
+        if len({*chosen}) != len(chosen):
+            raise ArgumentError(f"active: expected each member once, as its gradient is that of one update, got {chosen}")
         if losses is not None and len(losses) != len(chosen):
             raise ArgumentError(f"losses: expected one a member that steps, got {len(losses)} for {len(chosen)}")
         if not any(self.workloads):
@@ -191,7 +196,7 @@ class WeightedParallelSGD:
             The combination; members stay where they are.
 
         Raises:
-            ArgumentError: all members are lost, or none has made an update.
+            ArgumentError: none has made an update, or, but for the asynchronous centre, all are lost.
             NotAvailableError: the rate is to be fitted and the losses show none.
         """
         if self.mode == "asynchronous":
@@ -272,8 +277,10 @@ class WeightedParallelSGD:
             state: of `state_dict`.
 
         Raises:
-            ArgumentError: it is the state of another number of members.
+            ArgumentError: it is not the state of such an ensemble, or that of another number of members.
         """
+        if missing := {"members", "workloads", "begun", "lost", "losses", "version", "fetched", "centre", "bases"} - {*state}:
+            raise ArgumentError(f"state: expected what state_dict gives, {', '.join(sorted(missing))} is missing")
         if len(state["members"]) != len(self.members):
             raise ArgumentError(f"state: expected {len(self.members)} members, got {len(state['members'])}")
         for member, own in zip(self.members, state["members"], strict=True):
