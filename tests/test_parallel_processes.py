@@ -223,6 +223,25 @@ def test_processes_wait_for_each_other():
     assert order == ["met"]
 
 
+def test_a_replica_that_has_diverged_is_left_out(store, caplog):
+    ends = [torch.tensor([1.0, 3.0]), torch.tensor([2.0, float("nan")])]
+    found = []
+
+    def send(rank):
+        own = dist.TCPStore("127.0.0.1", store.port, None, is_master=False, wait_for_workers=False)
+        found.append(collect([ends[rank]], 9, store=own, rank=rank, world=2, grace=30.0, rate=0.1))
+
+    threads = [threading.Thread(target=send, args=(rank,)) for rank in range(2)]
+    with caplog.at_level(logging.WARNING):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+    combination = next(one for one in found if one is not None)
+    assert (combination.theta.tolist(), combination.lost) == ([1.0, 3.0], (1,))
+    assert "process 1 is left out: its replica is not finite" in caplog.text
+
+
 @pytest.mark.parametrize(("rank", "grace"), [(2, 1.0), (-1, 1.0), (0, 0.0)])
 def test_collect_refuses(rank, grace):
     with pytest.raises(ArgumentError, match=f"rank, grace: expected 0 <= rank < world = 2 .*, got {rank} and {grace}"):

@@ -40,10 +40,11 @@ def collect(
     """Bring the replicas of processes together on rank 0 and average those that come in time.
 
     Each process announces itself in the store; `grace` seconds after its own call rank 0 takes theta over gloo from those that
-    are there, one pair of processes at a time, so that a process that dies, even while it sends, costs nothing but itself.
+    are there, one pair of processes at a time, so that a process that dies, even while it sends, has diverged, or brings a
+    replica of another size costs nothing but itself.
 
     Args:
-        theta: tensors of this process's replica, on the CPU.
+        theta: tensors of this process's replica; they travel through the memory of the CPU.
         workload: its updates.
         store: that all processes reach, such as that of ``torch.distributed.rendezvous``.
         rank: of this process, 0 <= rank < world; 0 combines.
@@ -76,7 +77,7 @@ def collect(
     came = {0: json.loads(told)} | _fitting(_wait(own, world, grace), _size(flat))
     for late in {*range(1, world)} - {*came}:
         own.set(f"turn/{late}", LATE)
-    replicas: list[list[Tensor] | None] = [[flat]]
+    replicas: list[list[Tensor] | None] = [_finite(0, flat)]
     replicas += [_receive(own, r, flat, grace) if r in came else None for r in range(1, world)]
     workloads = [came[r]["workload"] if r in came else 0 for r in range(world)]
     curves = [came[r]["losses"] if r in came else [] for r in range(world)]
@@ -110,7 +111,7 @@ def _fitting(came: Mapping[int, dict[str, Any]], size: str) -> dict[int, dict[st
 
 
 def _receive(store: Any, rank: int, like: Tensor, grace: float) -> list[Tensor] | None:
-    """Theta of a process; None if it is gone."""
+    """Theta of a process; None if it is gone or has diverged."""
     values = torch.empty_like(like)
     try:
         store.set(f"turn/{rank}", "now")
@@ -119,7 +120,14 @@ def _receive(store: Any, rank: int, like: Tensor, grace: float) -> list[Tensor] 
     except (RuntimeError, ValueError) as error:
         log.warning("process %d is lost while it sends: %s", rank, error)
         return None
-    return [values]
+    return _finite(rank, values)
+
+
+def _finite(rank: int, flat: Tensor) -> list[Tensor] | None:
+    if bool(flat.isfinite().all()):
+        return [flat]
+    log.warning("process %d is left out: its replica is not finite, it has diverged", rank)
+    return None
 
 
 def _send(store: Any, rank: int, told: str, flat: Tensor, grace: float) -> None:
