@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sgdscope.errors import ArgumentError, NotAvailableError
+from sgdscope.errors import ArgumentError, NotAvailableError, StoreError
 from sgdscope.experiment import Experiment, load_toml, read_ensemble, run, run_ensemble, surface_of
 from sgdscope.experiment.ensembles import members, workloads
 from sgdscope.replicas import fit_rate, weights
@@ -139,15 +139,83 @@ def test_replicas_far_apart_have_a_barrier_between_them_and_near_ones_none(tmp_p
 def test_batchnorm_statistics_are_averaged_with_the_weights(tmp_path):
     base = {"data": {"dataset": "digits", "train": 200}, "model": {"name": "mlp", "hidden": [8], "batchnorm": True}}
     base |= {"phases": [{"lr": 0.05, "batch_size": 20, "updates": 8}]}
-    out = run_ensemble(described({"workloads": [8, 8, 4]} | RATE, **base), tmp_path / "norm")
+    out, experiment = tmp_path / "norm", Experiment(**DESCRIBED | base)
+    run_ensemble(described({"workloads": [8, 8, 4]} | RATE, **base), out)
     buffers = [open_trajectory(out / f"member-{i}").buffers(n) for i, n in enumerate((8, 8, 4))]
     mixed = open_trajectory(out / "average").buffers(0)
+    surface, ends = surface_of(experiment), [open_trajectory(out / f"member-{i}").theta(8) for i in (0, 1)]
+    midway = [surface.value(torch.lerp(*ends, a), {k: torch.lerp(buffers[0][k].double(), buffers[1][k].double(), a).to(v.dtype)
+              for k, v in mixed.items()}) for a in (0.25, 0.5)]  # fmt: skip
+    assert [read_ensemble(out)["segments"][0]["losses"][i] for i in (5, 10)] == pytest.approx(midway, rel=1e-5)
     omega = weights([8, 8, 4], rate=0.05).tolist()
     assert mixed
     for name, value in mixed.items():
         if value.is_floating_point():
             expected = sum(w * own[name].double() for w, own in zip(omega, buffers, strict=True))
             torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_losses_of_members_count_by_their_weights(tmp_path):
+    told = read_ensemble(run_ensemble(described({"workloads": [40, 20, 5]} | RATE), tmp_path / "few"))
+    by_hand = sum(m["weight"] * m["loss"] for m in told["members"])
+    assert told["loss_members"] == pytest.approx(by_hand)
+    assert told["loss_members"] != pytest.approx(sum(m["loss"] for m in told["members"]) / 3, rel=0.01)
+    assert told["barrier"] == max(s["barrier"] for s in told["segments"])
+
+
+@pytest.mark.parametrize("options", [{"mode": "asynchronous"}, {"mode": "local", "period": 7}])
+def test_a_member_that_is_lost_where_they_meet(options, tmp_path):
+    base = {"data": {"dataset": "digits", "train": 200}, "model": {"name": "mlp", "hidden": [8], "batchnorm": True}}
+    base |= {"phases": [{"lr": 0.05, "batch_size": 20, "updates": 8}]}
+    out = run_ensemble(described({"workloads": [8, 8, 4], "lost": [1]} | options | RATE, **base), tmp_path / "lost")
+    told = read_ensemble(out)
+    left = [told["members"][i] for i in (0, 2)]
+    share = [m["weight"] / sum(m["weight"] for m in left) for m in left]
+    assert told["loss_members"] == pytest.approx(sum(w * m["loss"] for w, m in zip(share, left, strict=True)))
+    average, *own = (open_trajectory(out / name).buffers(n) for name, n in (("average", 0), ("member-0", 8), ("member-2", 4)))
+    for name, value in average.items():
+        if value.is_floating_point():  # the weights of those that are left add up to 1
+            torch.testing.assert_close(value, share[0] * own[0][name] + share[1] * own[1][name], rtol=1e-5, atol=1e-6)
+    said = "what they had added stays" if "period" not in options else "the result is the weighted average of the others"
+    assert told["sentence"].endswith(said)
+
+
+def test_members_that_meet_are_not_replayed(tmp_path):
+    out = run_ensemble(described({"workloads": [40, 20, 10], "mode": "asynchronous"} | RATE), tmp_path / "met")
+    with pytest.raises(NotAvailableError):
+        open_trajectory(out / "member-0").theta(7)  # no snapshot, and a replay would not know of the others
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "local", "period": 3}])
+def test_members_start_at_a_step_of_another_run(options, tmp_path):
+    first = run(Experiment(**DESCRIBED), tmp_path / "first")
+    start = open_trajectory(first).theta(40)
+    told = {"start": {"run": str(first), "step": 40}}
+    counts = {"workloads": [40, 25, 0]} if not options else {"workloads": [40, 25, 9]}
+    out = run_ensemble(described(counts | options | RATE, **told), tmp_path / "on")
+    assert torch.equal(open_trajectory(out / "member-0").theta(0), start)
+    assert torch.equal(open_trajectory(out / "member-1").theta(0), start)
+    if not options:
+        at_start = surface_of(Experiment(**DESCRIBED)).value(start)
+        assert read_ensemble(out)["members"][2]["loss"] == pytest.approx(at_start, rel=1e-6)
+
+
+def test_runs_of_another_experiment_are_kept(tmp_path):
+    first = run_ensemble(described({"workloads": [40, 25, 9]} | RATE), tmp_path / "out")
+    kept = [open_trajectory(first / f"member-{i}").theta(9) for i in range(3)]
+    with pytest.raises(StoreError, match="member-0 is no run of this member; choose another directory, or remove it"):
+        run_ensemble(described({"mode": "local", "period": 3} | RATE), tmp_path / "out")
+    assert all(torch.equal(open_trajectory(first / f"member-{i}").theta(9), theta) for i, theta in enumerate(kept))
+    met = described({"workloads": [12, 8, 4], "mode": "local", "period": 3} | RATE)
+    ends = [open_trajectory(run_ensemble(met, tmp_path / "met") / "average").theta(0) for _ in range(2)]  # walked again
+    assert torch.equal(*ends)
+
+
+def test_a_member_that_has_diverged_is_named_and_kept(tmp_path):
+    wild = {"phases": [{"lr": 1e30, "batch_size": 16, "updates": 12}]}
+    with pytest.raises(ArgumentError, match="replicas: worker 0 has parameters that are not finite"):
+        run_ensemble(described({"workloads": [12, 12, 12]} | RATE, **wild), tmp_path / "wild")
+    assert (tmp_path / "wild" / "member-2" / "run.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from sgdscope.contracts import ensembles
 from sgdscope.ensembles.parallel import WeightedParallelSGD
-from sgdscope.errors import ArgumentError
+from sgdscope.errors import ArgumentError, StoreError
 from sgdscope.experiment.description import Ensemble, Experiment, Service
 from sgdscope.experiment.loop import Loop
-from sgdscope.experiment.running import Progress, recorded, run, surface_of
+from sgdscope.experiment.running import Progress, branch, recorded, run, surface_of
 from sgdscope.experiment.schedules import Constant, derived_seed
 from sgdscope.records import Header, Snapshot, Surface
 from sgdscope.replicas import Combination, combined, finished
@@ -217,7 +217,7 @@ def _apart(
 def _end(member: Member, path: Path, data_dir: str | Path | None) -> Snapshot:
     """The last point of a member; its start if it made no update."""
     if not member.updates:
-        return Loop(member.experiment, data_dir).snapshot()
+        return _start(member, data_dir).snapshot()
     stored = ZarrStore.read(path / member.name)
     return stored.read_snapshot(int(stored.snapshot_steps[-1]))
 
@@ -234,10 +234,8 @@ def _together(
 ) -> Combination:
     """Walk members that meet, in one process: at tick t the members whose share of t is a new update make it."""
     told = _ensemble(experiment)
-    for m in made:
-        if (path / m.name).exists():
-            shutil.rmtree(path / m.name)  # runs that meet are not gone on with
-    loops = [Loop(m.experiment, data_dir) for m in made]
+    _clear(made, path)
+    loops = [_start(m, data_dir) for m in made]
     walkers = [_Silent(loop) for loop in loops]
     ensemble = ensembles[told.name].cls(walkers, **told.options)
     fastest = max(m.updates for m in made)
@@ -253,6 +251,24 @@ def _together(
             ensemble.lose(i)
         found: Combination = ensemble.combine()
     return found
+
+
+def _clear(made: Sequence[Member], path: Path) -> None:
+    """Remove earlier runs of members that meet, which are not gone on with; those of another experiment are refused, all kept."""
+    for m in made:
+        described = ZarrStore.read(path / m.name).settings.get("experiment") if (path / m.name / "run.json").is_file() else None
+        if (path / m.name).exists() and described != m.experiment.described():
+            raise StoreError(f"{path / m.name} is no run of this member; choose another directory, or remove it")
+    for m in made:
+        if (path / m.name).exists():
+            shutil.rmtree(path / m.name)
+
+
+def _start(member: Member, data_dir: str | Path | None) -> Loop:
+    """Where a member starts, another run's step included."""
+    loop = Loop(member.experiment, data_dir)
+    branch(loop, member.experiment, data_dir)
+    return loop
 
 
 class _Silent(torch.optim.Optimizer):
@@ -318,7 +334,9 @@ def tell(
     left = [i for i in range(len(made)) if i not in found.lost]
     header = ZarrStore.read(path / next(made[i].name for i in left if made[i].updates)).header
     ends = {i: _end(m, path, data_dir) for i, m in enumerate(made) if i in left or m.updates}
-    average = Snapshot(0, found.theta, _buffers(header, [(found.weights[i], ends[i]) for i in left]))
+    whole = math.fsum(found.weights[i] for i in left)  # less than 1 where an asynchronous centre holds updates of lost ones
+    shares = {i: found.weights[i] / whole for i in left}
+    average = Snapshot(0, found.theta, _buffers(header, [(shares[i], ends[i]) for i in left]))
     theta = combined([[ends[i].theta] for i in left], [1] * len(left), scheme="equal").theta
     equal = Snapshot(0, theta, _buffers(header, [(1 / len(left), ends[i]) for i in left]))
     between = [{"from": a, "to": b} | barrier(surface, ends[a], ends[b], header=header) for a, b in pairwise(left)]
@@ -337,7 +355,7 @@ def tell(
         "sentence": found.sentence,
         "loss_average": _value(surface, header, average),
         "loss_equal": _value(surface, header, equal),
-        "loss_members": math.fsum(found.weights[i] * losses[i] for i in left),
+        "loss_members": math.fsum(shares[i] * losses[i] for i in left),
         "barrier": max((segment["barrier"] for segment in between), default=None),
         "segments": between,
         "alphas": ALPHAS,
