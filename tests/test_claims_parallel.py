@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from scipy import stats
 
@@ -15,7 +16,7 @@ from sgdscope.claims.weighted_parallel import (
     weighted_beats_plain,
 )
 from sgdscope.contracts import Evidence, claims
-from sgdscope.evidence.parallel import network, quadratic, study
+from sgdscope.evidence.parallel import _variances, network, quadratic, study
 from sgdscope.theory import averaging_error, worker_moments
 
 SCATTER = [-0.03, 0.01, 0.0, 0.04, -0.02]  # mean 0, standard deviation 0.0274
@@ -118,6 +119,10 @@ def test_wp3_leaves_out_those_that_have_not_forgotten_the_start():
     assert verdict.verdict == "supported"
     assert "5 of 10 ensembles are left out" in verdict.reason
     assert slow_member_is_harmless(fresh).verdict == "not in regime"
+    lost = [slow(s, float("nan"), kind="network", barrier=0.0) for s in range(5)]  # in the regime, and no number
+    assert slow_member_is_harmless(kept + lost).verdict == "undecided"
+    across = [slow(s, 0.5, kind="network", barrier=0.021) for s in range(5)]
+    assert slow_member_is_harmless(kept + across).verdict == "supported"
     inside = [slow(s, 0.5, kind="network", decay=0.009) for s in range(5)]
     assert slow_member_is_harmless(kept + inside).verdict == "contradicted"
 
@@ -142,6 +147,7 @@ def test_wp4_threshold(power, answer):
 def test_wp4_needs_stationarity_and_groups():
     variances = {"1": 1.0, "2": 0.5, "4": 0.25}
     assert variance_falls([run(s, variance=variances, decay=0.11) for s in range(5)]).verdict == "not in regime"
+    assert variance_falls([run(s, variance=variances, decay=0.09) for s in range(5)]).verdict == "supported"  # 0.09^2 < 0.01
     assert variance_falls([run(s, variance={"1": 1.0, "2": 0.5}) for s in range(5)]).verdict == "not in regime"
 
 
@@ -189,6 +195,19 @@ def test_the_study_of_a_quadratic_meets_the_closed_form():
     assert told["decay"] == pytest.approx(0.98**150)
 
 
+def test_the_noise_of_a_quadratic_has_the_stated_variance_at_any_rate():
+    # c = 0.4: the variance would be 1.86 times as large with 2 + rate; 4 relative standard errors of 5 members x 3000 repetitions
+    told = study(quadratic(3, [60] * 5, 3000, lr=0.5, curvature=1.2, variance=0.6, distance=2.0), Path(), None).extra
+    assert told["variance"]["1"] == pytest.approx(0.6, rel=4 * (2 / 3000) ** 0.5)
+    assert told["variance"]["2"] == pytest.approx(0.3, rel=4 * (2 / 3000) ** 0.5)
+    assert told["decay"] == pytest.approx(0.4**60)
+
+
+def test_groups_of_members_share_none():
+    ends = [x * torch.tensor([1.0, -1.0], dtype=torch.float64) for x in (1, 2, 4, 8, 16, 32, 64)]
+    assert _variances(ends) == {"1": 2.0, "2": 2 * 3.0**2, "4": 2 * 30.0**2}  # of 1; of 2 and 4; of 8 to 64
+
+
 def test_the_study_of_networks(tmp_path):
     described = network("quick", 3, [1, 0.25], convex=True)
     described["experiment"]["data"] = {"dataset": "wine"}
@@ -199,6 +218,7 @@ def test_the_study_of_networks(tmp_path):
     assert told["loss_without"]["equal"] == pytest.approx(told["losses"][0], rel=1e-6)
     assert told["losses"][0] < told["loss"]["equal"] < told["losses"][1] < told["initial"]
     assert told["apart"]["equal"] == 0
+    assert told["decay"] == pytest.approx((1 - told["rate"]) ** 200)  # of the fastest
     slow_weight = (1 - told["rate"]) ** 150
     assert told["weights"]["geometric"][1] == pytest.approx(slow_weight / (1 + slow_weight), rel=1e-9)
 

@@ -132,7 +132,7 @@ def weighted_beats_plain(runs: Sequence[Evidence]) -> Verdict:
     for (name, ratio), own in sorted(_grouped(near, lambda r: (problem(r), round(_ratio(r), 3))).items()):
         found = _costs(own, ("loss", "geometric"), ("loss", "equal"))
         if len({r.settings["seed"] for r in own}) < SEEDS or len(found) < SEEDS:
-            return _few("WP1", own, 0.0, f"{name} at T_min / T_max = {ratio:.2g}")
+            return _few("WP1", own[: len(found)], 0.0, f"{name} at T_min / T_max = {ratio:.2g}, with a finite loss,")
         mean, _, interval = statistics.mean_interval(found)
         cells[f"{name}, {ratio:.2g}"] = [mean, *interval]
         if beside := _costs([r for r in own if "fastest" in r.extra["loss"]], ("loss", "geometric"), ("loss", "fastest")):
@@ -228,8 +228,10 @@ def slow_member_is_harmless(runs: Sequence[Evidence]) -> Verdict:
         found = _costs(own, ("loss", "geometric"), ("loss_without", "geometric"))
         if len(every) < SEEDS:
             return _few("WP3", every, HARM, label)
-        if len(found) < SEEDS:
+        if len(own) < SEEDS:
             continue  # out of regime
+        if len(found) < SEEDS:
+            return _few("WP3", own[: len(found)], HARM, f"{label} with a finite loss")
         cells[label] = [statistics.mean_interval(found)[0], *statistics.mean_interval(found)[2]]
         beside = _costs(own, ("loss", "equal"), ("loss_without", "equal"))
         plain[label] = [statistics.mean_interval(beside)[0], *statistics.mean_interval(beside)[2]]
