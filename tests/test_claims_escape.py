@@ -5,6 +5,7 @@ from math import exp, log
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 from sgdscope.contracts import Evidence, claims
@@ -66,6 +67,39 @@ def test_slopes_are_those_that_were_written_down():
     assert x7.details["wells shaped"]["A_from_lr"] == pytest.approx(0.3)
     assert x7.details["wells shaped"]["A_from_batch_size"] == pytest.approx(0.3)
     assert [v.verdict for v in (x5, x6, x7)] == ["supported"] * 3
+
+
+@pytest.mark.parametrize("name", ["X5", "X6"])
+def test_which_barrier_counts_is_told_beside(name):
+    def additive(s):
+        return 9 * s["potential"]["barrier"] + 3
+
+    def multiplicative(s):
+        return 2.5 * log(1 + s["potential"]["barrier"] / s["potential"]["offset"]) + 3
+
+    asked = {of_loss: [s for s in waiting_runs.BARRIERS if s["noise"]["of_loss"] is of_loss] for of_loss in (False, True)}
+    lifted = made(asked[False], additive, scatter=0.02) + made(asked[True], multiplicative, scatter=0.02)
+    own = made(wells({"X5": "SHARPNESS", "X6": "BATCH"}[name]), sgd(0.3))
+    plain, verdict = judged(name, own), judged(name, [*lifted, *own])
+    assert "barrier_or_log_barrier" not in plain.details
+    assert (verdict.verdict, verdict.statistic, verdict.n) == (plain.verdict, plain.statistic, plain.n)
+    told = verdict.details["barrier_or_log_barrier"]
+    assert [told[kind]["winner"] for kind in ("noise |H| / B", "noise 2 L |H| / B")] == ["barrier", "log barrier"]
+    assert told["noise |H| / B"]["slope_over_barrier"] == pytest.approx(9, abs=1e-6)
+    assert told["noise 2 L |H| / B"]["slope_over_log_barrier"] == pytest.approx(2.5, abs=1e-6)
+    assert told["noise |H| / B"]["points"] == 20
+    json.dumps(told)
+    few = judged(name, [*lifted[:2], *made(asked[True], multiplicative, escaped=9), *own])  # too few points, too few escapes
+    assert "barrier_or_log_barrier" not in few.details
+
+
+def test_lifted_wells_differ_in_barrier_and_log_barrier_at_equal_curvature():
+    for s in waiting_runs.BARRIERS:
+        b, k, found = s["potential"]["barrier"], s["k"], waiting.potential_of(s)
+        assert k * found.sharpness() == pytest.approx(2.0)
+        ends = found.value(torch.tensor([[-1.0], [0.0]], dtype=torch.float64)).tolist()
+        assert ends[1] - ends[0] == pytest.approx(b)
+        assert min(abs(log(ends[1] / ends[0]) - q) for q in (1.0, 1.5)) < 1e-9
 
 
 def test_falling_lines_contradict():
@@ -263,7 +297,9 @@ def test_an_occupation_is_studied(tmp_path):
 def test_claims_share_runs_and_seeds_do_not_share_noise():
     names = {c: {d["name"] for d in claims[c].experiments["quick"](0)} for c in ("X5", "X6", "X7", "X10")}
     assert len(names["X5"] & names["X7"]) == 10  # the base of each potential
-    assert names["X6"] < names["X7"]
+    barriers = names["X5"] & names["X6"]
+    assert len(barriers) == 5 * len(waiting_runs.BARRIERS)
+    assert names["X6"] - barriers < names["X7"]
     one, two = (claims["X5"].experiments["quick"](0)[i] for i in (0, 1))
     assert waiting.generator_of(one).initial_seed() != waiting.generator_of(two).initial_seed()
     assert waiting.generator_of(one).initial_seed() == waiting.generator_of(dict(one) | {"name": "x"}).initial_seed()

@@ -32,7 +32,7 @@ def potential_of(description: Mapping[str, Any], data_dir: Any = None) -> escape
     """The potential of a description, not yet rescaled.
 
     Args:
-        description: its ``potential``: kind wells, tang or network, and the options of that.
+        description: its ``potential``: kind wells, tang or network, and the options of that; ``offset`` lifts wells.
         data_dir: folder of the real data.
 
     Returns:
@@ -41,7 +41,8 @@ def potential_of(description: Mapping[str, Any], data_dir: Any = None) -> escape
     options = dict(description["potential"])
     kind = options.pop("kind")
     if kind == "wells":
-        return escapes.Wells(**options)
+        offset = options.pop("offset", None)
+        return escapes.Wells(**options) if offset is None else escapes.Raised(escapes.Wells(**options), offset)
     if kind == "tang":
         return escapes.Tang(**options)
     return _network(options, int(description["seed"]), data_dir)
@@ -199,6 +200,37 @@ def stays(runs: Sequence[Evidence]) -> list[Stay]:
         )
         found.append(Stay(_kind(run), int(s["seed"]), point, told, potential.size if analytic else 1))
     return found
+
+
+def swept(runs: Sequence[Evidence]) -> tuple[list[Evidence], dict[str, Any]]:
+    """Part the runs of a claim from those that ask which barrier sets the waiting time, and say what these answer.
+
+    The barriers b of lifted wells at equal curvature, so that the prefactor is the same: log tau over b and over log L(b)/L(a).
+
+    Args:
+        runs: of `study`.
+
+    Returns:
+        (the runs of the claim, kind of noise -> both slopes, chi2 and the winner of `escapes.hypotheses`, JSON types).
+    """
+    told: dict[bool, list[escapes.Point]] = {}
+    for run in runs:
+        extra, s = run.extra, run.settings
+        if s.get("sweep") == "barrier" and extra.get("tau") is not None and extra["escapes"] >= ESCAPES:
+            height, offset = float(s["potential"]["barrier"]), float(s["potential"]["offset"])
+            ends = {"barrier": height, "log_barrier": log(1 + height / offset), "lr": float(s["lr"])}
+            point = escapes.Point(log(extra["tau"]), extra["escapes"] ** -0.5, **ends)
+            told.setdefault(bool(s["noise"].get("of_loss")), []).append(point)
+    names = {False: "noise |H| / B", True: "noise 2 L |H| / B"}
+    answers = {names[of_loss]: _compared(points) for of_loss, points in told.items() if len(points) > 2}
+    return [run for run in runs if "sweep" not in run.settings], answers
+
+
+def _compared(points: Sequence[escapes.Point]) -> dict[str, Any]:
+    found = escapes.hypotheses(points)
+    slopes = {"slope_over_barrier": found.barrier.slope, "slope_over_log_barrier": found.log_barrier.slope}
+    chi2 = {"chi2_barrier": found.barrier.chi2, "chi2_log_barrier": found.log_barrier.chi2}
+    return {"winner": found.winner, "difference_of_aic": found.difference, **slopes, **chi2, "points": len(points)}
 
 
 def kinds(found: Sequence[Stay]) -> dict[str, dict[int, list[Stay]]]:

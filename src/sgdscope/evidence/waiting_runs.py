@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from math import sqrt
+from math import expm1, sqrt
 from typing import Any
 
 import xxhash
@@ -88,6 +88,21 @@ WHITE_SHARPNESS += [setting(TANG_ITSELF, white(8.0), 0.002, k) for k in (1.0, 1.
 TEMPERATURE = [setting(WELLS, white(d), 0.04) for d in (0.07, 0.08, 0.095, 0.115)]
 TEMPERATURE += [setting(TANG_ITSELF, white(d), 0.002) for d in (7.0, 8.0, 9.0, 10.5)]
 PARALLEL = [setting(WELLS | {"potential": {"kind": "wells", "d": d}}, white(0.05), 0.05, walkers=600) for d in (1, 2, 4)]
+# Which barrier counts: wells of height b at curvatures 2 and -1 (k = 1 / (4 b)), lifted so that log L(b)/L(a) = q does not go
+# with b; under noise |H| / B and, as of a mean square error, 2 L |H| / B.
+BARRIERS = [
+    setting(
+        {"potential": {"kind": "wells", "barrier": b, "offset": b / expm1(q)}, "valley": WELLS["valley"]},
+        {"kind": "shaped", "batch_size": size, "of_loss": of_loss},
+        0.1,
+        1 / (4 * b),
+        sweep="barrier",
+        walkers=100,
+    )
+    for size, of_loss in ((0.7, False), (0.3, True))
+    for b in (0.24, 0.36)
+    for q in (1.0, 1.5)
+]
 UNEVEN = {"potential": {"kind": "wells", "stretch": sqrt(2.0)}, "valley": {"kind": "threshold", "at": 0.0}}
 OCCUPATION = [setting(UNEVEN, shaped(0.1 * ratio), 0.1, updates=n) for ratio, n in ((6, 8_000), (8, 12_000), (10, 24_000))]
 OCCUPATION += [setting(UNEVEN, white(d), 0.1, updates=n) for d, n in ((0.14, 6_000), (0.11, 9_000), (0.09, 15_000))]

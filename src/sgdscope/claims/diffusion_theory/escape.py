@@ -21,7 +21,7 @@ from sgdscope import escapes
 from sgdscope.contracts import Controls, Evidence, Source, Verdict, claim
 from sgdscope.evidence import waiting_runs as chosen
 from sgdscope.evidence.parts import Part, joint
-from sgdscope.evidence.waiting import Stay, by_seed, drawn, early, place, study
+from sgdscope.evidence.waiting import Stay, by_seed, drawn, early, place, study, swept
 from sgdscope.evidence.waiting_odds import drawn_odds, early_odds, odds, place_odds, study_occupation
 
 PAPER = "Xie, Sato and Sugiyama 2021 (2002.03495)"
@@ -67,12 +67,15 @@ def _chi2(fits: Fits) -> dict[str, float]:
 
 
 def _trend(claim_id: str, runs: Sequence[Evidence], law: str, over: str) -> Verdict:
-    """A law of one setting that is a rising straight line."""
+    """A law of one setting that is a rising straight line; which barrier sets the waiting time is told beside."""
+    runs, barriers = swept(runs)
     if (verdict := early(claim_id, runs, 0.0, TREND)) is not None:
         return verdict
     fits = _fits(by_seed(runs), law)
     parts = [part for kind, own in fits.items() for part in _straight(kind, own, over)]
     details: dict[str, Any] = {kind: _chi2(own) for kind, own in fits.items()}
+    if barriers:
+        details["barrier_or_log_barrier"] = barriers
     if law == "sharpness":
         powers = _fits(by_seed(runs), "polynomial")
         details["power_of_k"] = {
@@ -124,12 +127,12 @@ def _controls(settings: Sequence[chosen.Setting], holds: Law, fails: Law, seeds:
     statistic="slope of log tau + log k over 1/k and its Pearson correlation, weighted by the escapes, within seeds",
     threshold=f"slope > 0 and r > {STRAIGHT}; the part nearest to failing is told",
     quantities={},
-    experiments=chosen.presets(chosen.SHARPNESS, chosen.NETWORK_SHARPNESS),
+    experiments=chosen.presets(chosen.SHARPNESS + chosen.BARRIERS, chosen.NETWORK_SHARPNESS),
     controls=_controls(chosen.SHARPNESS, _exponential, lambda s: 6 + log(s["k"]), TREND),
     study=study,
 )
 def exponential_in_sharpness(runs: Sequence[Evidence]) -> Verdict:
-    """Judge X5; a power law in k is fitted beside it and told in the details."""
+    """Judge X5; a power law in k, and difference against log ratio of the losses, are fitted beside and told in the details."""
     return _trend("X5", runs, "sharpness", "1/k")
 
 
@@ -141,12 +144,12 @@ def exponential_in_sharpness(runs: Sequence[Evidence]) -> Verdict:
     statistic="slope of log tau over B and its Pearson correlation, weighted by the escapes, within seeds",
     threshold=f"slope > 0 and r > {STRAIGHT}; the part nearest to failing is told",
     quantities={},
-    experiments=chosen.presets(chosen.BATCH, chosen.NETWORK_BATCH),
+    experiments=chosen.presets(chosen.BATCH + chosen.BARRIERS, chosen.NETWORK_BATCH),
     controls=_controls(chosen.BATCH, _exponential, lambda s: 7 - 2 * log(s["noise"]["batch_size"]), TREND),
     study=study,
 )
 def exponential_in_batch_size(runs: Sequence[Evidence]) -> Verdict:
-    """Judge X6."""
+    """Judge X6; difference against log ratio of the losses as the barrier is told in the details."""
     return _trend("X6", runs, "batch_size", "B")
 
 
