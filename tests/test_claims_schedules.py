@@ -324,8 +324,9 @@ def test_a_bowl_has_the_noise_of_its_hessian():
 
 
 def test_walks_around_a_bowl_have_the_exact_excess(tmp_path):
-    described = {"name": "a", "seed": 1, "minimum": {"kind": "bowl", "curvature": [4.0, 1.0, 0.3]}, "lr": 0.3, "batch_size": 2}
-    found = study_minimum(described | {"walkers": 100}, tmp_path, None).extra
+    described = {"name": "a", "seed": 1, "minimum": {"kind": "bowl", "curvature": [4.0, 1.0, 0.3]}, "grid": [[0.3, 2]]}
+    told = study_minimum(described | {"walkers": 100}, tmp_path, None).extra
+    found = told | told["walks"][0]
     expected = sum(0.3 * c / (2 * 2 * (2 - 0.3 * c)) for c in (4.0, 1.0, 0.3))  # 1/2 sum lr c / (S (2 - lr lambda)), c = lambda
     assert found["exact"] == pytest.approx(expected)
     assert found["excess"] == pytest.approx(expected, rel=0.06)
@@ -356,11 +357,12 @@ def test_a_networks_minimum_has_the_hessian_and_covariance_of_logistic_regressio
 def settled(*, power=1.0, trace_c=3.0, factor=1.0, sharp=1.0, seeds=5, kind="bowl"):
     runs = []
     for s in range(seeds):
+        walks = []
         for lr, batch in ((0.1, 4), (0.2, 4), (0.1, 16), (0.2, 16)):
             excess = factor * 0.75 * (lr / batch) ** power * np.exp(2 * WOBBLE[s])
-            extra = {"excess": excess, "trace_h": 3.0, "trace_c": trace_c, "exact": 0.75 * lr / batch, "sharpness": sharp}
-            settings = {"seed": s, "lr": lr, "batch_size": batch, "minimum": {"kind": kind}}
-            runs.append(Evidence(settings, xr.Dataset(), {}, extra | {"slope_at_minimum": 0.0}))
+            walks.append({"lr": lr, "batch_size": batch, "excess": excess, "exact": 0.75 * lr / batch})
+        extra = {"trace_h": 3.0, "trace_c": trace_c, "sharpness": sharp, "slope_at_minimum": 0.0, "walks": walks}
+        runs.append(Evidence({"seed": s, "minimum": {"kind": kind}}, xr.Dataset(), {}, extra))
     return runs
 
 

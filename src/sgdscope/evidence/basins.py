@@ -213,35 +213,44 @@ class Bowl(escapes.Potential):
 
 
 def study_minimum(description: Mapping[str, Any], folder: Path, data_dir: Any) -> Evidence:
-    """Walk around a minimum at constant lr and batch size, or read the result back.
+    """Walk around a minimum at constant learning rates and batch sizes, or read the result back.
 
     Args:
-        description: name, seed, ``minimum`` (kind "bowl" or "network" and its options), lr, batch_size, walkers.
+        description: name, seed, ``minimum`` (kind "bowl" or "network" and its options), ``grid`` of [lr, batch size], walkers.
         folder: of its result.
         data_dir: folder of the real data.
 
     Returns:
-        Evidence whose extra are excess (mean loss above the minimum), trace_h, trace_c, sharpness, exact, slope_at_minimum.
+        Evidence whose extra are trace_h, trace_c, sharpness, slope_at_minimum and ``walks``: lr, batch_size, excess (mean loss
+        above the minimum) and exact (that of the quadratic) of each.
     """
     return kept(description, folder, lambda: _around(description, data_dir))
 
 
 def _around(description: Mapping[str, Any], data_dir: Any) -> dict[str, Any]:
-    lr, batch = float(description["lr"]), int(description["batch_size"])
     potential, hessian, noise = minimum_of(description, data_dir)
     generator = generator_of(description)
-    start = potential.start()
-    thetas, floor = start.repeat(int(description["walkers"]), 1), float(potential.value(start[None])[0])
+    walks: list[dict[str, Any]] = []
+    for lr, batch in description["grid"]:
+        excess = _excess(potential, (lr, batch), int(description["walkers"]), generator)
+        told = {"excess": excess, "exact": _predicted(hessian, noise, lr, batch)}
+        numbers = {name: v if np.isfinite(v) else None for name, v in told.items()}
+        walks.append({"lr": float(lr), "batch_size": int(batch), **numbers})
+    found = {"trace_h": float(np.trace(hessian)), "trace_c": float(np.trace(noise)), "walks": walks}
+    slope = float(potential.gradient(potential.start()[None]).norm())
+    return found | {"sharpness": float(np.linalg.eigvalsh(hessian)[-1]), "slope_at_minimum": slope}
+
+
+def _excess(potential: escapes.Potential, setting: tuple[float, int], walkers: int, generator: torch.Generator) -> float:
+    """Mean loss above the start of walkers that began there, over `MEASURE` / lr updates after `BURN` / lr."""
+    (lr, batch), start = setting, potential.start()
+    thetas, floor = start.repeat(walkers, 1), float(potential.value(start[None])[0])
     burn, total, losses = ceil(BURN / lr), ceil((BURN + MEASURE) / lr), []
     for t in range(total):
         if t >= burn and t % EVERY == 0:
             losses.append(float(potential.value(thetas).mean()))
         thetas = thetas - lr * potential.minibatch(thetas, batch, generator)
-    excess = float(np.mean(losses)) - floor
-    told = {"excess": excess, "trace_h": float(np.trace(hessian)), "trace_c": float(np.trace(noise))}
-    told |= {"sharpness": float(np.linalg.eigvalsh(hessian)[-1]), "exact": _predicted(hessian, noise, lr, batch)}
-    told["slope_at_minimum"] = float(potential.gradient(start[None]).norm())
-    return {name: v if np.isfinite(v) else None for name, v in told.items()}
+    return float(np.mean(losses)) - floor
 
 
 def _predicted(hessian: Array, noise: Array, lr: float, batch: int) -> float:

@@ -19,7 +19,7 @@ from sgdscope.evidence.parts import Part, joint
 
 PAPER = "Jastrzebski et al. 2017 (1711.04623)"
 PAIRS = 5  # seeds over which a number is compared with a threshold
-SEEDS = 6  # of the runs: one may fail a test of mixing by chance
+SPARE = 6  # seeds of T11: one may fail a test of mixing by chance
 SETTINGS = 3  # of an ordered trend
 SAME = 1.25  # factor within which odds, temperatures and losses count as equal to the theory's; chosen here
 POWER = 0.1  # T12: the power of lr / S is 1 within this; chosen here
@@ -29,12 +29,12 @@ Setting = dict[str, Any]
 Presets = Mapping[str, Callable[[int], list[dict[str, Any]]]]
 
 
-def _presets(quick: Sequence[Setting], standard: Sequence[Setting], paper: Sequence[Setting]) -> Presets:
-    """Each setting with each of `SEEDS` seeds, named by its place."""
+def _presets(quick: Sequence[Setting], standard: Sequence[Setting], paper: Sequence[Setting], *, seeds: int = PAIRS) -> Presets:
+    """Each setting with each seed, named by its place."""
 
     def of(name: str, settings: Sequence[Setting]) -> Callable[[int], list[dict[str, Any]]]:
         def runs(seed: int) -> list[dict[str, Any]]:
-            numbers = range(1000 * seed, 1000 * seed + SEEDS)
+            numbers = range(1000 * seed, 1000 * seed + seeds)
             return [s | {"name": f"{name}-{i}-seed{n}", "seed": n} for n in numbers for i, s in enumerate(settings)]
 
         return runs
@@ -152,7 +152,7 @@ def _odds_made(*, entropy: float = 1.0, lr: float = 0.002) -> Callable[[Mapping[
     "are even over n*; the part nearest to failing is told",
     threshold=f"odds and level within a factor {SAME} by two one-sided tests, slope < 0",
     quantities={},
-    experiments=_presets([*BETWEEN, *DISCRETE], [*BETWEEN, *DISCRETE, *IN_PLANE], [*LONGER, *DISCRETE, *IN_PLANE]),
+    experiments=_presets([*BETWEEN, *DISCRETE], [*BETWEEN, *DISCRETE, *IN_PLANE], [*LONGER, *DISCRETE, *IN_PLANE], seeds=SPARE),
     controls=Controls(
         drawn(BETWEEN, _odds_made()), drawn(BETWEEN, _odds_made(entropy=0.0)), drawn(BETWEEN, _odds_made(), seeds=4),
         drawn(BETWEEN, _odds_made(lr=0.1)),
@@ -196,31 +196,33 @@ def basin_preference(runs: Sequence[Evidence]) -> Verdict:
 # --- T12: how high in a basin ------------------------------------------------------------------------------------------------
 
 
-def _around(minimum: Setting, rates: Sequence[float], batches: Sequence[int], walkers: int = 20) -> list[Setting]:
-    pairs = [(lr, b) for lr in rates for b in batches]
-    return [{"minimum": minimum, "lr": lr, "batch_size": b, "walkers": walkers} for lr, b in pairs]
+def _around(minimum: Setting, rates: Sequence[float], batches: Sequence[int], walkers: int = 20) -> Setting:
+    return {"minimum": minimum, "grid": [[lr, b] for lr in rates for b in batches], "walkers": walkers}
 
 
-def _network(data: Setting, model: Setting, decay: float = 0.0, lr: float = 0.1) -> Setting:
-    return {"kind": "network", "data": data, "model": model, "decay": decay, "settle": {"updates": 3000, "lr": lr}}
+def _network(data: Setting, model: Setting, decay: float = 0.0, lr: float = 0.5) -> Setting:
+    return {"kind": "network", "data": data, "model": model, "decay": decay, "settle": {"updates": 1500, "lr": lr}}
 
 
 CANCER = {"dataset": "breast_cancer", "label_noise": 0.3}
 LOGISTIC, SMALL_MLP = {"name": "logistic"}, {"name": "mlp", "hidden": [4], "activation": "tanh"}
 BOWL = _around({"kind": "bowl", "curvature": [1.0, 0.5, 0.2, 0.1]}, (0.1, 0.2), (4, 16))  # C = H: the claim's own assumption
 QUICK = [
-    *BOWL,
-    *_around(_network({"dataset": "noisy_linear"}, LOGISTIC, lr=0.5), (0.1, 0.2), (4, 16)),
-    *_around(_network(CANCER, LOGISTIC), (0.05, 0.1), (4, 16)),
-    *_around(_network(CANCER, SMALL_MLP, 0.01), (0.025, 0.05), (4, 16)),
+    BOWL,
+    _around(_network({"dataset": "noisy_linear"}, LOGISTIC, lr=2.0), (0.1, 0.2), (4, 16)),
+    _around(_network(CANCER, LOGISTIC), (0.05, 0.1), (4, 16)),
+    _around(_network(CANCER, SMALL_MLP, 0.01, 0.2), (0.025, 0.05), (4, 16)),
 ]
 STANDARD = [
     *QUICK,
-    *_around(_network({"dataset": "banknote", "label_noise": 0.3}, LOGISTIC), (0.05, 0.1), (4, 16)),
-    *_around(_network({"dataset": "avila", "clip": 5.0}, SMALL_MLP, 0.01), (0.025, 0.05), (4, 16)),
+    _around(_network({"dataset": "banknote", "label_noise": 0.3}, LOGISTIC), (0.05, 0.1), (4, 16)),
+    _around(_network({"dataset": "avila", "clip": 5.0}, SMALL_MLP, 0.01, 0.2), (0.025, 0.05), (4, 16)),
 ]
 MLP = {"name": "mlp", "hidden": [16], "activation": "tanh"}
-LARGE = [*BOWL, *_around(_network({"dataset": "avila", "clip": 5.0, "label_noise": 0.3}, MLP, 0.01), (0.01, 0.02), (8, 32), 50)]
+LARGE = [
+    BOWL,
+    _around(_network({"dataset": "avila", "clip": 5.0, "label_noise": 0.3}, MLP, 0.01, 0.2), (0.01, 0.02), (8, 32), 50),
+]
 
 
 def _kind(run: Evidence) -> str:
@@ -228,48 +230,54 @@ def _kind(run: Evidence) -> str:
     return "bowl with C = H" if told["kind"] == "bowl" else f"{told['model']['name']} on {told['data']['dataset']}"
 
 
+def _walks(runs: Sequence[Evidence], *, small: bool = True) -> dict[int, list[dict[str, Any]]]:
+    """Seed -> its walks with the traces of their minimum; only those at a small learning rate, if asked for."""
+    table: dict[int, list[dict[str, Any]]] = {}
+    for run in runs:
+        shared = {name: run.extra[name] for name in ("trace_h", "trace_c", "sharpness")}
+        for walk in run.extra["walks"]:
+            told = shared | walk | {"step": walk["lr"] * shared["sharpness"], "ratio": walk["lr"] / walk["batch_size"]}
+            if told["step"] <= SMALL or not small:
+                table.setdefault(int(run.settings["seed"]), []).append(told)
+    return table
+
+
 def _place_around(runs: Sequence[Evidence]) -> dict[str, float | str]:
     return {
         "kinds": ", ".join(sorted({_kind(r) for r in runs})) or "none",
-        "lr_sharpness": max((_step(r) for r in runs), default=nan),
+        "lr_sharpness": max((w["step"] for own in _walks(runs, small=False).values() for w in own), default=nan),
         "slope_at_minimum": max((float(r.extra["slope_at_minimum"]) for r in runs), default=nan),
     }
 
 
-def _ratio(run: Evidence) -> float:
-    return float(run.settings["lr"]) / float(run.settings["batch_size"])
+def _whole(table: Mapping[int, Sequence[dict[str, Any]]]) -> dict[int, list[dict[str, Any]]]:
+    """The seeds that have every setting of their kind, with an excess that is positive."""
+    asked = max((len(own) for own in table.values()), default=0)
+    kept = {s: [w for w in own if w["excess"] is not None and w["excess"] > 0] for s, own in table.items()}
+    return {s: own for s, own in kept.items() if len(own) == asked}
 
 
-def _excesses(runs: Sequence[Evidence]) -> dict[int, list[Evidence]]:
-    """Seed -> its runs, for the seeds that have every setting with an excess that is positive."""
-    asked = {(r.settings["lr"], r.settings["batch_size"]) for r in runs}
-    table: dict[int, list[Evidence]] = {}
-    for run in runs:
-        excess = run.extra["excess"]
-        if excess is not None and excess > 0:
-            table.setdefault(int(run.settings["seed"]), []).append(run)
-    return {s: own for s, own in table.items() if len(own) == len(asked)}
-
-
-def _factors(own: Sequence[Evidence], name: str) -> float:
+def _factor(own: Sequence[Mapping[str, Any]], name: str) -> float:
     """Mean log of the excess over (lr / 4S) times a trace, or over the exact value."""
-    told = [r.extra["exact"] if name == "exact" else _ratio(r) / 4 * r.extra[name] for r in own]
-    known = [log(r.extra["excess"] / t) for r, t in zip(own, told, strict=True) if t is not None and t > 0]
+    told = [w["exact"] if name == "exact" else w["ratio"] / 4 * w[name] for w in own]
+    known = [log(w["excess"] / t) for w, t in zip(own, told, strict=True) if t is not None and t > 0]
     return float(np.mean(known)) if known else nan
 
 
-def _power(own: Sequence[Evidence]) -> float:
-    return statistics.slope([log(_ratio(r)) for r in own], [log(r.extra["excess"]) for r in own])[0]
+def _power(own: Sequence[Mapping[str, Any]]) -> float:
+    return statistics.slope([log(w["ratio"]) for w in own], [log(w["excess"]) for w in own])[0]
 
 
-def _excess_made(*, power: float = 1.0, trace_c: float = 4.0, lr: float = 1.0) -> Callable[..., dict[str, Any]]:
+def _excess_made(*, power: float = 1.0, trace_c: float = 4.0, sharp: float = 1.0) -> Callable[..., dict[str, Any]]:
     """Excess (1/4) (lr / S)^power Tr C at Tr H = 4, with scatter of 3 %."""
 
     def numbers(s: Mapping[str, Any], random: np.random.Generator) -> dict[str, Any]:
-        ratio = s["lr"] / s["batch_size"]
-        excess = ratio**power / 4 * trace_c * float(np.exp(random.normal(0, 0.03)))
-        told = {"excess": excess, "trace_h": 4.0, "trace_c": trace_c, "exact": ratio / 4 * trace_c}
-        return told | {"sharpness": lr, "slope_at_minimum": 1e-9}
+        walks = []
+        for rate, batch in s["grid"]:
+            expected = rate / batch / 4 * trace_c
+            excess = (rate / batch) ** (power - 1) * expected * float(np.exp(random.normal(0, 0.03)))
+            walks.append({"lr": rate, "batch_size": batch, "excess": excess, "exact": expected})
+        return {"trace_h": 4.0, "trace_c": trace_c, "sharpness": sharp, "slope_at_minimum": 1e-9, "walks": walks}
 
     return numbers
 
@@ -287,7 +295,7 @@ def _excess_made(*, power: float = 1.0, trace_c: float = 4.0, lr: float = 1.0) -
     experiments=_presets(QUICK, STANDARD, LARGE),
     controls=Controls(
         drawn(QUICK, _excess_made()), drawn(QUICK, _excess_made(trace_c=8.0)), drawn(QUICK, _excess_made(), seeds=4),
-        drawn(QUICK, _excess_made(lr=30.0)),
+        drawn(QUICK, _excess_made(sharp=30.0)),
     ),
     study=study_minimum,
 )  # fmt: skip
@@ -301,14 +309,13 @@ def loss_over_width(runs: Sequence[Evidence]) -> Verdict:
         The verdict.
     """
     regime = _place_around(runs)
-    small = [r for r in runs if _step(r) <= SMALL]
-    if runs and not small:
-        reason = f"lr lambda_1 is {min(_step(r) for r in runs):.2g} or more, beyond the law of small learning rates ({SMALL})"
+    if runs and not _walks(runs):
+        reason = f"each lr lambda_1 is beyond the law of small learning rates, {SMALL}"
         return _silent("T12", runs, reason, regime, foreign=True)
     parts, details = [], {}
-    for kind in dict.fromkeys(_kind(r) for r in small):
-        own = _excesses([r for r in small if _kind(r) == kind])
-        ratios = {_ratio(r) for runs_of in own.values() for r in runs_of}
+    for kind in dict.fromkeys(_kind(r) for r in runs):
+        own = _whole(_walks([r for r in runs if _kind(r) == kind]))
+        ratios = {w["ratio"] for walks in own.values() for w in walks}
         if len(own) < PAIRS or len(ratios) < SETTINGS:
             reason = (
                 f"{kind}: {PAIRS} seeds with an excess at each of {SETTINGS} ratios lr / S are needed, {len(own)} are at hand"
@@ -317,7 +324,7 @@ def loss_over_width(runs: Sequence[Evidence]) -> Verdict:
         powers = [_power(v) for v in own.values()]
         parts.append(Part(f"{kind}: power of lr / S, from below", powers, 1 - POWER, least=PAIRS))
         parts.append(Part(f"{kind}: power of lr / S, from above", powers, 1 + POWER, above=False, least=PAIRS))
-        parts += _within(f"{kind}: excess over (lr / 4S) Tr H", [_factors(v, "trace_h") for v in own.values()])
+        parts += _within(f"{kind}: excess over (lr / 4S) Tr H", [_factor(v, "trace_h") for v in own.values()])
         details[kind] = _summary(own)
     if not parts:
         return _silent("T12", runs, "no walks are at hand", regime, foreign=False)
@@ -325,14 +332,14 @@ def loss_over_width(runs: Sequence[Evidence]) -> Verdict:
     return joint("T12", parts, place=regime, lead=lead, details=details)
 
 
-def _summary(own: Mapping[int, Sequence[Evidence]]) -> dict[str, Any]:
+def _summary(own: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """Factors with their intervals, and what decides between the traces."""
     told: dict[str, Any] = {}
     for name, word in (("trace_h", "over_trace_h"), ("trace_c", "over_trace_c"), ("exact", "over_exact")):
-        logs = [v for runs in own.values() if isfinite(v := _factors(runs, name))]
+        logs = [v for walks in own.values() if isfinite(v := _factor(walks, name))]
         mean, _, interval = statistics.mean_interval(logs) if logs else (nan, nan, statistics.UNBOUNDED)
         told[word] = [float(np.exp(v)) for v in (mean, *interval)]
-    each = [r for runs in own.values() for r in runs]
-    told["trace_ratio"] = float(np.mean([r.extra["trace_c"] / r.extra["trace_h"] for r in each]))
-    told["lr_sharpness"] = max(_step(r) for r in each)
+    each = [w for walks in own.values() for w in walks]
+    told["trace_ratio"] = float(np.mean([w["trace_c"] / w["trace_h"] for w in each]))
+    told["lr_sharpness"] = max(w["step"] for w in each)
     return told
