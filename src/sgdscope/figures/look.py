@@ -187,7 +187,13 @@ def log_axis(figure: go.Figure, axis: str) -> dict[str, Any]:
         return {"type": "log", "dtick": max(1, round(np.log10(found.max() / found.min()) / 6)) if len(found) else 1}
     decades = np.arange(np.floor(np.log10(found.min())) - 1, np.ceil(np.log10(found.max())) + 1)
     ticks = [mantissa * 10.0**decade for decade in decades for mantissa in (1, 2, 5)]
-    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:.3g}" for tick in ticks]}
+    return {"type": "log", "tickvals": ticks, "ticktext": [_tick(tick) for tick in ticks]}
+
+
+def _tick(value: float) -> str:
+    """A number of one digit; powers of ten from 100 000 on and below 0.0001."""
+    mantissa, _, exponent = f"{value:g}".partition("e")
+    return mantissa + (f" × 10<sup>{int(exponent)}</sup>".replace("-", "−") if exponent else "")
 
 
 def dress(figure: go.Figure, height: int) -> None:

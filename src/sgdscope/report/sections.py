@@ -12,6 +12,7 @@ from sgdscope import figures
 from sgdscope.report.curvature import curvature_across, curvature_section
 from sgdscope.report.diagnosis import diagnosis_section
 from sgdscope.report.directions import batch_section, neurons_section, sharpest_section
+from sgdscope.report.noise import NOISE_GUIDE, escape_section, noise_section
 from sgdscope.report.page import alarm, figure, missing, safe, with_error
 from sgdscope.report.reading import Page
 from sgdscope.report.words import WINDOW_COLUMNS, window_rows
@@ -34,7 +35,8 @@ def run_section(page: Page) -> str:
             f"{left_out} are not. All are in the table.</p>"
         )
     parts += [_walk(page, window) for window in chosen if page.valley is not None]
-    parts += [part(page) for part in (curvature_section, sharpest_section, neurons_section, batch_section)]
+    looked = (curvature_section, noise_section, sharpest_section, neurons_section, batch_section, escape_section)
+    parts += [part(page) for part in looked]
     parts.append("<h3>Scalars of all updates</h3>")
     parts.append(figure(lambda: figures.scalar_series(page.evidence.steps), "As the loop computed them, batch by batch."))
     return "".join(parts) + "</section>"
@@ -269,7 +271,7 @@ CURVATURE_GUIDE = (
 
 def guide() -> str:
     """Definitions, and what the numbers do not show."""
-    known = GUIDE + CURVATURE_GUIDE
+    known = GUIDE + CURVATURE_GUIDE + NOISE_GUIDE
     entries = "".join(f"<dt>{term}</dt><dd>{text}</dd>" for term, text in known)
     source = (
         "Xing, Arpit, Tsirigotis, Bengio: A Walk with SGD, arXiv 1802.08770 (2018). Jastrzębski, Kenton, Ballas, Fischer, "

@@ -10,6 +10,7 @@ import xarray as xr
 
 from sgdscope import figures
 from sgdscope.report.curvature import curvature_words
+from sgdscope.report.noise import noise_words
 from sgdscope.report.page import number, safe, with_error
 from sgdscope.report.reading import Page
 from sgdscope.report.verdicts import MARKS, AnyVerdict, fields
@@ -37,17 +38,17 @@ def _sentence(page: Page) -> str:
         parts += _valley_words(rows[-1])
     else:
         parts.append("The valley along the updates was not measured, so nothing can be said of its walls and its floor.")
-    parts += _curvature(page)
+    parts += _first(page, "curvature", curvature_words) + _first(page, "noise", noise_words)
     bad = len(figures.nonfinite_steps(page.evidence.steps))
     if bad:
         parts.append(f"{bad} updates were not finite.")
     return " ".join(parts)
 
 
-def _curvature(page: Page) -> list[str]:
-    """The largest eigenvalue in one sentence, where it was measured."""
-    data = page.evidence.measured.get("curvature")
-    return curvature_words(data)[:1] if data is not None and data.sizes.get("step", 0) else []
+def _first(page: Page, name: str, words: Callable[[xr.Dataset], list[str]]) -> list[str]:
+    """The first sentence on a quantity, where it was measured."""
+    data = page.evidence.measured.get(name)
+    return words(data)[:1] if data is not None and data.sizes.get("step", 0) else []
 
 
 def _training(page: Page, updates: int) -> str:
