@@ -97,6 +97,8 @@ def test_points_that_are_not_finite_are_said():
         ({"valley": "threshold", "coordinate": 2}, "an index below 2"),
         ({"valley": "threshold", "at": float("nan")}, "expected a finite number"),
         ({"valley": "loss"}, "level: the loss valley needs"),
+        ({"valley": "threshold", "coordinate": 1.5}, "coordinate: expected a whole number, got 1.5"),
+        ({"radius": "wide"}, "radius: expected a number, got 'wide'"),
         ({"window": 0}, "window: expected an integer >= 1"),
     ],
 )

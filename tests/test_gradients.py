@@ -310,3 +310,15 @@ def test_a_landscape_without_noise_has_one_row():
 def test_lstm_of_two_layers_goes_one_by_one_and_says_so():
     surface = LossSurface(trained(Recurrent()), mean_loss, examples())
     assert surface.example_gradients == "loop"
+
+
+def test_a_mask_or_fractions_are_no_indices():
+    model = nn.Linear(3, 2).double()
+    surface = LossSurface(
+        model,
+        lambda net, b: nn.functional.cross_entropy(net(b[0]), b[1]),
+        (torch.zeros(4, 3, dtype=torch.float64), torch.tensor([0, 1, 0, 1])),
+    )
+    for wrong in (torch.tensor([True, False, True, True]), torch.tensor([0.5, 2.0])):
+        with pytest.raises(ArgumentError, match=f"indices: expected whole numbers, got {wrong.dtype}; of a mask name"):
+            surface.per_example_grads(surface.theta(), wrong)

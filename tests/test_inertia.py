@@ -145,6 +145,7 @@ def test_a_closure_passes_through_with_gradients_on():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"betas": 0.9}, "betas: expected two numbers, beta0 and beta2, got 0.9"),
         ({"betas": (0.1,)}, "betas: expected two numbers, beta0 and beta2"),
         ({"betas": (-0.1, 0.9)}, r"betas\[0\]: expected a finite number >= 0, got -0.1"),
         ({"betas": (0.1, 1.0)}, r"betas\[1\]: expected a finite number with 0 <= beta2 < 1, got 1.0"),
@@ -157,3 +158,10 @@ def test_a_closure_passes_through_with_gradients_on():
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(ArgumentError, match=message):
         Adai(points((2,)), **({"lr": 0.1} | options))
+
+
+def test_a_group_that_would_climb_is_refused():
+    with pytest.raises(ArgumentError, match=r"lr: expected a finite number > 0, got -0\.1"):
+        Adai([{"params": points((2,)), "lr": -0.1}], lr=0.1)
+    with pytest.raises(ArgumentError, match="weight_decay: expected a finite number >= 0, got -1"):
+        Adai([{"params": points((2,)), "weight_decay": -1}], lr=0.1)

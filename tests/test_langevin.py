@@ -164,8 +164,10 @@ def test_options_out_of_range_are_refused(options, message):
         sgld([point([1.0])], **options)
 
 
-def test_a_group_with_a_temperature_out_of_range_is_refused():
+def test_a_group_with_a_number_out_of_range_is_refused():
     with pytest.raises(ArgumentError, match="temperature: expected a finite number >= 0, got -1"):
         sgld([{"params": [point([1.0])], "temperature": -1}])
     with pytest.raises(ArgumentError, match="temperature: expected a finite number >= 0, got nan"):
         sgld([point([1.0])]).add_param_group({"params": [point([2.0])], "temperature": math.nan})
+    with pytest.raises(ArgumentError, match=r"lr: expected a finite number > 0, got -0\.1"):
+        sgld([{"params": [point([1.0])], "lr": -0.1}])

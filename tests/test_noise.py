@@ -598,7 +598,11 @@ def test_alignment_of_matrices_without_spread_is_not_a_number():
         ({"batch_size": 0}, "batch_size: expected an integer >= 1"),
         ({"tolerance": 0.0}, "tolerance: expected a finite number > 0"),
         ({"tail": 1.0}, r"tail: expected a share in \(0, 1\)"),
-        ({"ranks": (3, 5)}, "ranks: expected first and last rank, four apart or more"),
+        ({"ranks": (3, 5)}, r"ranks: expected first and last of at least four ranks, got \(3, 5\)"),
+        ({"ranks": 50}, "ranks: expected first and last of at least four ranks, got 50"),
+        ({"k": "3"}, "k: expected an integer >= 1, got '3'"),
+        ({"tail": "x"}, r"tail: expected a share in \(0, 1\)"),
+        ({"hessian": "no"}, "hessian: expected true or false, got 'no'"),
         ({"probes": 1}, "probes: expected an integer >= 2"),
     ],
 )

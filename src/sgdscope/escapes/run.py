@@ -203,6 +203,7 @@ def escape(
         raise ArgumentError(f"enough: expected a share 0 < enough <= 1, got {enough}")
     count("max_updates", max_updates)
     origin = _origin(potential, valley, start)
+    _fitting("noise", noise, origin.numel(), lambda: noise.gradient(potential, origin[None], lr, torch.Generator()))
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     group = _Walkers(potential, noise, origin.repeat(count("walkers", walkers), 1), (lr, momentum, generator))
     return _watch(group, valley, (max_updates, max(1, round(enough * walkers))), progress)
@@ -218,9 +219,18 @@ def _origin(potential: Potential, valley: Valley, start: Tensor | None) -> Tenso
     origin = potential.start() if start is None else torch.as_tensor(start).detach().to(F64)
     if origin.shape != (potential.size,) or not torch.isfinite(origin).all():
         raise ArgumentError(f"start: expected a finite point of shape ({potential.size},), got shape {tuple(origin.shape)}")
-    if outside(valley, origin, potential.value):
+    if _fitting("valley", valley, potential.size, lambda: outside(valley, origin, potential.value)):
         raise ArgumentError(f"valley: the start lies outside of {valley!r}; nothing can leave it. Move the valley or the start")
     return origin
+
+
+def _fitting(name: str, given: Any, size: int, ask: Callable[[], Any]) -> Any:
+    """What a valley or a noise says at the start; one that is made for another number of parameters is refused."""
+    try:
+        return ask()
+    except (IndexError, RuntimeError, TypeError) as error:
+        kind = type(given).__name__
+        raise ArgumentError(f"{name}: {kind} does not fit d = {size} parameters ({error}); check coordinate or shapes") from error
 
 
 def _watch(group: _Walkers, valley: Valley, until: tuple[int, int], progress: Callable[[float], None] | None) -> Waiting:

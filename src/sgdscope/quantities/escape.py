@@ -118,6 +118,11 @@ def _check(
         raise ArgumentError(f"window: expected an integer >= 1, got {window!r}")
     if valley not in VALLEYS:
         raise ArgumentError(f"valley: expected one of {', '.join(VALLEYS)}; got {valley!r}")
+    for name, value in {"radius": radius, "at": at, "level": 0.0 if level is None else level}.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ArgumentError(f"{name}: expected a number, got {value!r}")
+    if isinstance(coordinate, bool) or not isinstance(coordinate, int):
+        raise ArgumentError(f"coordinate: expected a whole number, got {coordinate!r}")
     if not (isfinite(radius) and radius > 0):
         raise ArgumentError(f"radius: expected a finite number > 0, got {radius}")
     if not isfinite(at) or not 0 <= coordinate < trajectory.header.layout.size:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -266,20 +267,21 @@ def noise(
 def _check(wish: _Wish, window: int, points: int) -> None:
     least = {"window": (window, 1), "points": (points, 1), "k": (wish.k, 1), "examples": (wish.examples, 2)}
     least |= {"batches": (wish.batches, 2), "probes": (wish.probes, 2), "resamples": (wish.resamples, 0)}
-    least |= {
-        "block": (wish.block, 1),
-        "seed": (wish.seed, 0),
-        "batch_size": (1 if wish.batch_size is None else wish.batch_size, 1),
-    }
+    least |= {"block": (wish.block, 1), "seed": (wish.seed, 0)}
+    least["batch_size"] = (1 if wish.batch_size is None else wish.batch_size, 1)
     for name, (value, smallest) in least.items():
-        if isinstance(value, bool) or not value >= smallest or value != int(value):
+        if isinstance(value, bool) or not isinstance(value, Real) or not value >= smallest or value != int(value):
             raise ArgumentError(f"{name}: expected an integer >= {smallest}, got {value!r}")
-    if not (wish.tolerance > 0 and math.isfinite(wish.tolerance)):
+    for name, value in {"hessian": wish.hessian, "fisher": wish.fisher, "currents": wish.currents}.items():
+        if not isinstance(value, bool):
+            raise ArgumentError(f"{name}: expected true or false, got {value!r}")
+    if not (isinstance(wish.tolerance, Real) and wish.tolerance > 0 and math.isfinite(wish.tolerance)):
         raise ArgumentError(f"tolerance: expected a finite number > 0, got {wish.tolerance!r}")
-    if not 0 < wish.tail < 1:
+    if not (isinstance(wish.tail, Real) and 0 < wish.tail < 1):
         raise ArgumentError(f"tail: expected a share in (0, 1), got {wish.tail!r}")
-    if not 1 <= wish.ranks[0] <= wish.ranks[1] - 3:
-        raise ArgumentError(f"ranks: expected first and last rank, four apart or more, got {wish.ranks}")
+    whole = isinstance(wish.ranks, tuple | list) and len(wish.ranks) == 2 and all(isinstance(r, Integral) for r in wish.ranks)
+    if not whole or not 1 <= wish.ranks[0] <= wish.ranks[1] - 3:
+        raise ArgumentError(f"ranks: expected first and last of at least four ranks, got {wish.ranks!r}")
 
 
 # --- one point --------------------------------------------------------------------------------------------------------------

@@ -338,7 +338,10 @@ class ExampleGradients(Points):
     def _chosen(self, indices: Sequence[int] | Tensor | None) -> Tensor:
         if indices is None:
             return torch.arange(self._examples or 0)
-        chosen = torch.as_tensor(indices, dtype=torch.int64).cpu()
+        named = torch.as_tensor(indices)
+        if named.numel() and (named.dtype == torch.bool or named.is_floating_point() or named.is_complex()):
+            raise ArgumentError(f"indices: expected whole numbers, got {named.dtype}; of a mask name mask.nonzero()[:, 0]")
+        chosen = named.to(torch.int64).cpu()
         self._check_indices(chosen)
         return chosen
 

@@ -74,7 +74,7 @@ class Adai(torch.optim.Optimizer):
         generator: torch.Generator | None = None,  # ruff: ignore[unused-method-argument] - the same for every walker
     ) -> None:
         _check("lr", lr, "> 0", lambda x: x > 0)
-        if len(betas) != 2:
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
             raise ArgumentError(f"betas: expected two numbers, beta0 and beta2, got {betas!r}")
         _check("betas[0]", betas[0], ">= 0", lambda x: x >= 0)
         _check("betas[1]", betas[1], "with 0 <= beta2 < 1", lambda x: 0 <= x < 1)
@@ -84,6 +84,19 @@ class Adai(torch.optim.Optimizer):
             raise ArgumentError(f"decoupled: expected true or false, got {decoupled!r}")
         told = {"lr": lr, "betas": (betas[0], betas[1]), "eps": eps, "weight_decay": weight_decay, "decoupled": decoupled}
         super().__init__(params, told)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters; what a group does not say is as given at construction.
+
+        Args:
+            param_group: as in ``torch.optim.Optimizer``.
+
+        Raises:
+            ArgumentError: its learning rate or weight decay is out of range.
+        """
+        _check("lr", param_group.get("lr", self.defaults["lr"]), "> 0", lambda x: x > 0)
+        _check("weight_decay", param_group.get("weight_decay", 0.0), ">= 0", lambda x: x >= 0)
+        super().add_param_group(param_group)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update.

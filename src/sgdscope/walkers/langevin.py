@@ -83,8 +83,9 @@ class SGLD(torch.optim.SGD):
             param_group: as in ``torch.optim.Optimizer``.
 
         Raises:
-            ArgumentError: its temperature is out of range.
+            ArgumentError: its learning rate or temperature is out of range.
         """
+        _check("lr", param_group.get("lr", self.defaults["lr"]), "> 0", lambda x: x > 0)
         _check("temperature", param_group.get("temperature", 0.0), ">= 0", lambda x: x >= 0)
         super().add_param_group(param_group)
 
