@@ -232,10 +232,15 @@ def test_w17_wants_the_trapezoid_above_both():
     found = judged("W17", ends({"trapezoid": 0.86, "cyclic": 0.85, "step": 0.84}))
     assert (found.verdict, found.n, found.threshold) == ("supported", 6, 0.0)
     assert found.statistic == pytest.approx(0.01)
-    assert found.details["cyclic_minus_step"][0] == pytest.approx(0.01)
+    assert found.details["label_noise 0"]["cyclic_minus_step"][0] == pytest.approx(0.01)
     for better in ("cyclic", "step"):
         assert judged("W17", ends({"trapezoid": 0.85, "cyclic": 0.84, "step": 0.84} | {better: 0.86})).verdict == "contradicted"
     told = {"trapezoid": 0.86, "cyclic": 0.85, "step": 0.84}
+    worse = [replace(r, settings=r.settings | {"label_noise": 0.3}) for r in ends(told | {"step": 0.88})]
+    both = judged("W17", ends(told) + worse)
+    assert (both.verdict, both.statistic) == ("contradicted", pytest.approx(-0.02))
+    assert both.details["label_noise 0"]["accuracy"]["step"] < both.details["label_noise 0.3"]["accuracy"]["step"]
+    assert judged("W17", ends(told) + worse[:12]).verdict == "undecided"
     assert judged("W17", ends(told, seeds=4)).verdict == "undecided"
     assert judged("W17", [r for r in ends(told) if shape_of(r) != "step"]).verdict == "undecided"
     shorter = ends(told)[:12] + ends({"step": 0.84}, every=slice(0, 36))
