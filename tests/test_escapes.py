@@ -32,6 +32,7 @@ from sgdscope.escapes import (
     occupation,
     scaling,
 )
+from sgdscope.escapes.run import _Walkers
 from sgdscope.statistics import exponential_rate, exponentiality
 from sgdscope.theory.passage import mean_passage_time
 
@@ -526,3 +527,19 @@ def test_a_table_tells_constant_features_and_outliers(tmp_path):
         load("digits", clip=2.0)
     with pytest.raises(ArgumentError, match="clip: expected a number > 0"):
         load("wine", clip=-1.0)
+
+
+def test_walkers_that_go_on_keep_their_velocity():
+    noise, start = Prescribed(torch.zeros(1, 1)), torch.tensor([[-0.4], [-0.2], [0.7]], dtype=F64)
+    whole, parted = (_Walkers(Wells(), noise, start.clone(), (0.05, 0.8, seeded())) for _ in range(2))
+    for t in range(9):
+        if t == 4:
+            parted.keep(torch.tensor([True, False, True]))
+        whole.step()
+        parted.step()
+    assert torch.equal(whole.thetas[[0, 2]], parted.thetas)
+    theta, v = -0.4, 0.0
+    for _ in range(9):
+        v = 0.8 * v + theta**3 - theta
+        theta -= 0.05 * v
+    assert float(parted.thetas[0]) == pytest.approx(theta, rel=1e-12)

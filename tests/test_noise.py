@@ -24,8 +24,11 @@ from sgdscope.covariance import (
     power_law,
     power_law_test,
 )
+from sgdscope.covariance.tails import _bartlett
+from sgdscope.directions import private
 from sgdscope.errors import ArgumentError, NotAvailableError, Outcome, SurfaceError
 from sgdscope.measure import live, measure
+from sgdscope.quantities.noise import PURPOSES
 from sgdscope.recorder import Recorder, every
 from sgdscope.surface import LossSurface
 from test_measure import feed
@@ -241,6 +244,36 @@ def test_batches_of_few_examples_have_the_mean_and_covariance_of_all():
     assert trace[0] == pytest.approx(own, abs=4 * trace[1])
     assert square[0] == pytest.approx(float(g @ g), abs=4 * square[1])
     assert square[1] < 0.02 < float(few.deviations.mean(0).square().sum())
+
+
+def test_standard_errors_are_the_scatter_of_draws_without_replacement():
+    generator = torch.Generator().manual_seed(21)
+    rows = torch.randn(60, 4, dtype=F64, generator=generator) * torch.rand(60, 1, dtype=F64, generator=generator) * 3
+    deviations, axes = rows - rows.mean(0), torch.eye(4, dtype=F64)[:, :2]
+    found = []
+    for _ in range(600):
+        few = Covariance(deviations[torch.randperm(60, generator=generator)[:36]], population=60)
+        shares, errors = few.shares(few.project(axes))
+        found.append([*few.trace(), shares[0], errors[0]])
+    trace, trace_error, share, share_error = np.array(found).T
+    assert trace_error.mean() == pytest.approx(trace.std(), rel=0.12)  # sqrt(1 - (m / N)^2) in place of 1 - m / N: 26 % more
+    assert share_error.mean() == pytest.approx(share.std(), rel=0.12)
+
+
+def test_the_wishart_matrix_of_the_bootstrap_has_its_mean_and_determinant():
+    generator = np.random.default_rng(5)
+    factors = [_bartlett(generator, 3, 6) for _ in range(6000)]
+    assert np.mean([(f @ f.T).trace() for f in factors]) == pytest.approx(18, rel=0.02)
+    assert np.mean([np.prod(np.diag(f)) ** 2 for f in factors]) == pytest.approx(6 * 5 * 4, rel=0.1)
+
+
+def test_the_empirical_fisher_of_few_examples_is_theirs():
+    pair = walked(quadratic())
+    got = found(pair, examples=10, k=2)
+    theta = pair[0].theta(0)
+    chosen = torch.randperm(N, generator=private(0, PURPOSES["examples"]))[:10]
+    rows = pair[1].per_example_grads(theta, chosen)
+    assert float(got["empirical_fisher_trace"][0]) == pytest.approx(float(rows.square().sum()) / 10, rel=1e-9)
 
 
 def test_fieller_by_hand():
