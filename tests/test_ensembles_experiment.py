@@ -1,15 +1,19 @@
 """Experiments of several members: ordinary runs, their combination, barriers, the command line."""
 
 import json
+from contextlib import closing
 from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
 
+from sgdscope.cli import main
 from sgdscope.errors import ArgumentError, NotAvailableError, StoreError
-from sgdscope.experiment import Experiment, load_toml, read_ensemble, run, run_ensemble, surface_of
+from sgdscope.experiment import Experiment, load_toml, parts, read_ensemble, run, run_ensemble, surface_of
 from sgdscope.experiment.ensembles import members, workloads
+from sgdscope.experiment.loop import Loop
+from sgdscope.experiment.running import recorded
 from sgdscope.replicas import fit_rate, weights
 from sgdscope.runs import open_trajectory
 
@@ -281,3 +285,183 @@ def test_toml(tmp_path):
     assert Experiment(**experiment.described()).described() == experiment.described()
     told = read_ensemble(run_ensemble(experiment, tmp_path / "t"))
     assert [m["updates"] for m in told["members"]] == [12, 3]
+
+
+# --- one walk over nodes ----------------------------------------------------------------------------------------------------
+
+NODES = 20
+ROUGH = {"degree": 4, "survive": 0.8, "online": 0.8, "session": 12.0}
+PRIVATE = {"walker": "private", "eps": 90.0, "uses": 3, "spent": "skip", "lr": 0.01, "batch_size": 1, "updates": 70}
+
+
+def visiting(service, *, phases=None, **changed):
+    plain = [{"lr": 0.3, "batch_size": 1, "updates": 25}, {"lr": 0.1, "batch_size": 1, "updates": 15}]
+    record = {"snapshots": {"kind": "every", "n": 10}, "keyframes": 16}
+    base = {"data": {"dataset": "wine", "train": NODES}, "phases": phases or plain, "record": record}
+    return Experiment(**deepcopy(DESCRIBED) | base | {"ensemble": {"name": "gossip"} | service} | changed)
+
+
+def test_a_walk_over_nodes_is_an_ordinary_run_and_the_walk_by_hand(tmp_path):
+    experiment = visiting(ROUGH)
+    path = run_ensemble(experiment, tmp_path / "walk")
+    assert read_ensemble(path) is None
+    steps = open_trajectory(path).steps
+    assert steps["hop"].values.tolist() == list(range(40))
+    assert steps["walk"].values[-1] > 0  # restarted
+    assert (np.diff(steps["cycle"].values) > 0).all()
+    assert (steps["use"].values >= 1).all()
+    assert len(np.unique(steps["node"].values)) > NODES / 2
+    model, loss, data = parts(experiment)
+    for t, node in enumerate(steps["node"].values.astype(int).tolist()):
+        one = loss(model, (data.x[node : node + 1], data.y[node : node + 1])).mean()
+        with torch.no_grad():
+            for p, g in zip(model.parameters(), torch.autograd.grad(one, list(model.parameters())), strict=True):
+                p -= (0.3 if t < 25 else 0.1) * g
+    by_hand = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    torch.testing.assert_close(open_trajectory(path).theta(40), by_hand, rtol=1e-5, atol=1e-6)
+    x, y = open_trajectory(path).batch(33)
+    node = int(steps["node"].values[33])
+    assert torch.equal(x, data.x[node : node + 1])
+    assert torch.equal(y, data.y[node : node + 1])
+
+
+def test_on_a_ring_the_walk_goes_to_the_next_node(tmp_path):
+    steps = open_trajectory(run(visiting({"graph": "ring", "degree": 2, "delay": [0.3, 0.4]}), tmp_path / "ring")).steps
+    assert set((np.diff(steps["node"].values) % NODES).tolist()) == {1.0, NODES - 1.0}
+    times = np.diff(steps["cycle"].values)
+    assert times.min() >= 0.3 - 1e-12
+    assert times.max() <= 0.4 + 1e-12
+
+
+def test_the_seed_of_the_service_is_that_of_the_experiment_unless_given():
+    def nodes(service, seed):
+        line = Loop(visiting(service, seed=seed)).line
+        return [line.visit(t).node for t in range(40)]
+
+    assert nodes({"seed": 4} | ROUGH, 1) == nodes({"seed": 4} | ROUGH, 2) != nodes({"seed": 5} | ROUGH, 1)
+    assert nodes(ROUGH, 1) == nodes(ROUGH, 1) != nodes(ROUGH, 2)
+
+
+def test_the_records_of_lost_visits_are_charged_and_the_most_is_told(tmp_path):
+    experiment = visiting(ROUGH, phases=[PRIVATE | {"eps": 900.0, "uses": 300, "updates": 60}])
+    loop = Loop(experiment)
+    with loop.random.installed(1):
+        for _ in range(60):
+            loop.advance()
+    trace = loop.line.trace
+    until = int(trace.lineage()[-1]) + 1
+    assert until > 60  # some were lost
+    counted = np.bincount(trace.node[:until], minlength=NODES)
+    assert [loop.optimizer.ledger.used(i) for i in range(NODES)] == counted.tolist()
+    spent = open_trajectory(run(experiment, tmp_path / "run")).steps["privacy_spent"].values
+    most = [np.bincount(trace.node[: v + 1]).max() for v in trace.lineage()]
+    np.testing.assert_allclose(spent, 3.0 * np.array(most), rtol=1e-12)
+
+
+def test_a_killed_walk_over_nodes_goes_on_bit_for_bit(tmp_path):
+    experiment = visiting(ROUGH, phases=[PRIVATE])
+    whole = open_trajectory(run(experiment, tmp_path / "whole"))
+    loop = Loop(experiment)
+    with loop.random.installed(1), closing(recorded(loop, tmp_path / "killed")) as walk:
+        for done in walk:
+            if done == 41:
+                break
+    killed = open_trajectory(run(experiment, tmp_path / "killed"))
+    assert torch.equal(whole.theta(70), killed.theta(70))
+    assert torch.equal(whole.theta(37), killed.theta(37))
+    for name in ("loss", "node", "hop", "walk", "cycle", "use", "privacy_spent"):
+        np.testing.assert_array_equal(whole.steps[name].values, killed.steps[name].values)
+    still = whole.steps["update_norm"].values == 0
+    assert 0 < still.sum() < 35  # budgets of three uses were spent on the way
+    np.testing.assert_array_equal(still, whole.steps["use"].values > 3)
+    record = {"snapshots": {"kind": "every", "n": 10}, "mode": "snapshots"}
+    kept = open_trajectory(run(visiting(ROUGH, phases=[PRIVATE], record=record), tmp_path / "kept"))
+    assert torch.equal(whole.theta(51), kept.theta(51))
+
+
+def command(monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["sgdscope", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return stop.value.code
+
+
+def test_the_commands_take_a_walk_over_nodes_without_a_surface(tmp_path, monkeypatch, capsys):
+    text = """
+    name = "nodes"
+    data = { dataset = "wine", train = 20 }
+    model = { name = "mlp", hidden = [4] }
+    [[phases]]
+    walker = "private"
+    eps = 60.0
+    uses = 2
+    spent = "skip"
+    lr = 0.01
+    batch_size = 1
+    updates = 60
+    [ensemble]
+    name = "gossip"
+    degree = 4
+    survive = 0.8
+    [record]
+    snapshots = { kind = "bursts", length = 6, at = [0] }
+    """
+    (tmp_path / "nodes.toml").write_text(text)
+    out = tmp_path / "run"
+    assert command(monkeypatch, "run", tmp_path / "nodes.toml", "--out", out) == 0
+    assert command(monkeypatch, "measure", out, "motion", "--json") == 0
+    assert command(monkeypatch, "report", out, "-o", tmp_path / "page.html") == 0
+    capsys.readouterr()
+    page, steps = (tmp_path / "page.html").read_text(), open_trajectory(out).steps
+    node, restarts = int(steps["node"].values[-1]), np.count_nonzero(np.diff(steps["walk"].values))
+    assert restarts > 1
+    assert f"One walk over 20 nodes with a training record each: hop 59, the last, was at node {node} in cycle" in page
+    assert f"after {restarts} restarts, and no record had more than {int(steps['use'].values.max())} uses" in page
+    still = int((steps["update_norm"].values == 0).sum())
+    assert f"No record has spent more than 60 of its privacy budget of 60; {still} updates moved nothing" in page
+
+
+BATCH = {"lr": 0.1, "batch_size": 16, "updates": 5}
+
+
+@pytest.mark.parametrize(
+    ("service", "phases", "message"),
+    [
+        ({}, [BATCH], r"phases\[0\].batch_size: expected 1, the example of a node, got 16"),
+        ({}, [BATCH | {"batch_size": "full"}], r"phases\[0\].batch_size: expected 1, the example of a node, got 'full'"),
+        ({}, [BATCH | {"batch_size": 1, "replacement": True}], r"phases\[0\].replacement: expected none"),
+        (
+            {},
+            [BATCH | {"batch_size": 1, "schedule": {"kind": "cyclic_batch", "low": 1, "high": 4, "period": 4}}],
+            r"phases\[0\].schedule: expected one of the learning rate",
+        ),
+        ({"members": 3}, None, "ensemble.members: unknown key"),
+        ({"workloads": [3]}, None, "ensemble.workloads: unknown key"),
+        ({"nodes": 5}, None, "ensemble.nodes: unknown key"),
+        ({"updates": 5}, None, "ensemble.updates: unknown key"),
+        ({"degre": 5}, None, "ensemble.degre: unknown key; did you mean 'degree'"),
+        ({"seed": -1}, None, "ensemble.seed: expected greater than or equal to 0; got -1"),
+        ({"degree": NODES}, None, "ensemble.degree: expected a number below the 20 nodes, got 20"),
+        ({"degree": 2.5}, None, r"ensemble.degree: expected a whole number >= 1, got 2\.5"),
+        ({"graph": "rnig"}, None, "ensemble.graph: expected 'random' or 'ring', got 'rnig'"),
+        ({"graph": "ring", "degree": 3}, None, "ensemble.degree: expected an even number below the 20 nodes, got 3"),
+        ({"survive": 0.0}, None, "ensemble.survive: expected a probability 0 < survive <= 1"),
+        ({"survive": "often"}, None, "ensemble.survive: expected a number, got 'often'"),
+        ({"online": 1.2}, None, r"ensemble.online: expected a probability 0 < online <= 1, got 1\.2"),
+        ({"session": -3}, None, "ensemble.session: expected a mean time online > 0"),
+        ({"limit": 0}, None, "ensemble.limit: expected a number of cycles > 0, got 0"),
+        ({"delay": 0.5}, None, r"ensemble.delay: expected two numbers, .* got 0\.5"),
+        ({"delay": [0.5, 0.2]}, None, "ensemble.delay: expected two times 0 < least <= largest"),
+    ],
+)
+def test_wrong_use_of_a_walk_over_nodes(service, phases, message, tmp_path):
+    with pytest.raises(ArgumentError, match=message):
+        run_ensemble(visiting(service, phases=phases), tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_the_description_of_a_walk_over_nodes_comes_back_from_json():
+    experiment = visiting({"seed": 3, "delay": [0.2, 0.7]})
+    assert Experiment(**json.loads(json.dumps(experiment.described()))) == experiment
+    with pytest.raises(ArgumentError, match="ensemble.name: expected an ensemble of walkers"):
+        members(experiment)

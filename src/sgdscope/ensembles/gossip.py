@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sgdscope.contracts import Source, ensemble
 from sgdscope.directions import private
-from sgdscope.errors import ArgumentError, unknown
+from sgdscope.errors import ArgumentError
 from sgdscope.gossip import LIMIT, Faults, Graph, Trace, random_out, ring, simulate
 
 GRAPHS = ("random", "ring")
@@ -181,7 +181,7 @@ class GossipWalk:
         self.members = list(members)
         _check_numbers({"survive": survive, "online": online, "session": session, "limit": limit}, delay)
         if graph not in GRAPHS:
-            raise unknown("graph", str(graph), GRAPHS)
+            raise ArgumentError(f"graph: expected 'random' or 'ring', got {graph!r}")
         faults = Faults(survive=survive, delay=(delay[0], delay[1]), online=online, session=session)
         self._told: dict[str, Any] = {"nodes": nodes, "degree": degree, "updates": updates, "limit": limit, "faults": faults}
         self._told["graph"] = graph
@@ -203,8 +203,8 @@ class GossipWalk:
         for i, line in enumerate(self.lines):
             if len(line) < told["updates"]:
                 raise ArgumentError(
-                    f"updates: walk {i} made {len(line)} of {told['updates']} in {asked['cycles']:g} cycles; "
-                    "the nodes are away or messages lost too often for this limit"
+                    f"limit: walk {i} made {len(line)} of {told['updates']} updates in {asked['cycles']:g} cycles; "
+                    "the nodes are away or messages lost too often for it: raise survive or online"
                 )
 
     @property

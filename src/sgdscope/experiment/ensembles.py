@@ -114,9 +114,9 @@ def members(experiment: Experiment, data_dir: str | Path | None = None) -> list[
 
 def _ensemble(experiment: Experiment) -> Ensemble:
     told = experiment.ensemble
-    if not isinstance(told, Ensemble):
+    if told is None:
         raise ArgumentError("ensemble: expected an experiment with a table [ensemble], got one without; use run")
-    if not issubclass(ensembles[told.name].cls, WeightedParallelSGD):
+    if not (isinstance(told, Ensemble) and issubclass(ensembles[told.name].cls, WeightedParallelSGD)):
         raise ArgumentError(f"ensemble.name: expected an ensemble of walkers, such as 'weighted_parallel', got '{told.name}'")
     return told
 

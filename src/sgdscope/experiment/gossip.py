@@ -43,7 +43,7 @@ def line_of(service: Service, nodes: int, updates: int, seed: int) -> Line:
     asked = {"degree": min(10, nodes - 1)} | service.options
     try:
         walk = ensembles[service.name].cls([idle], nodes=nodes, updates=updates, generator=drawn, **asked)
-    except (ArgumentError, LookupError) as error:
+    except ArgumentError as error:
         raise ArgumentError(f"ensemble.{error}") from error
     line: Line = walk.lines[0]
     return line

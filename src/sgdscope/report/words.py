@@ -14,6 +14,7 @@ from sgdscope.report.noise import noise_words
 from sgdscope.report.page import number, safe, with_error
 from sgdscope.report.reading import Page
 from sgdscope.report.verdicts import MARKS, AnyVerdict, fields
+from sgdscope.report.visits import visit_words
 
 
 def seen(pages: Sequence[Page], verdicts: Sequence[AnyVerdict]) -> str:
@@ -32,7 +33,7 @@ def _sentence(page: Page) -> str:
     updates = page.evidence.steps.sizes.get("step", 0)
     if updates == 0:
         return "no update is on record; what is missing is said below."
-    parts = [_training(page, updates)]
+    parts = [_training(page, updates), *visit_words(page)]
     rows = window_rows(page)
     if rows:
         parts += _valley_words(rows[-1])
