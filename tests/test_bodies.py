@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from sgdscope.bodies import Ball, Body, Box, BoxBall, Intersection, Polytope, Simplex, around
-from sgdscope.bodies.polytopes import _least_distance
+from sgdscope.bodies.polytopes import FEW, _least_distance
 from sgdscope.errors import ArgumentError, SgdscopeError
 
 LOW, HIGH = [-1.3, 0.2, -2.0], [0.4, 1.9, 0.7]
@@ -149,7 +149,7 @@ def test_chords_end_on_the_surface(name):
 
 
 def test_the_methods_agree_with_each_other():
-    points = 3 * draws(21, 200, 3)
+    points = 3 * draws(21, 199, 3)
     box, ball = Box(LOW, HIGH), Ball(1.05, centre=CENTRE)
     exact = BoxBall(box, ball).project(points)
     assert torch.allclose(Intersection([box, ball]).project(points), exact, atol=1e-9)
@@ -161,6 +161,9 @@ def test_the_methods_agree_with_each_other():
     assert torch.allclose(as_rows.project(points), box.project(points), atol=1e-12)
     body = BODIES["polytope"]
     outside = points[~body.contains(points)]
+    assert FEW < len(outside) < 200
+    sweeps = body.project(outside).numpy()
+    assert np.allclose(np.stack([body.project(p).numpy() for p in outside]), sweeps, atol=1e-10)
     one_by_one = np.stack([_least_distance(p.numpy(), body.a.numpy(), body.b.numpy()) for p in outside])
     assert np.allclose(body.project(outside).numpy(), one_by_one, atol=1e-10)
 
@@ -220,12 +223,28 @@ def test_bodies_round_a_checkpoint():
         (lambda: Intersection([Box(0.0, 1.0, size=2)]), "bodies: expected at least two of one dimension"),
         (lambda: Intersection([Box(0.0, 1.0, size=2), Ball(1.0, centre=4.0, size=2)]), "bodies: they have no common point"),
         (lambda: Intersection([Box(0.0, 1.0, size=2), Box(2.0, 3.0, size=2)], sweeps=9), "bodies: they have no common point"),
+        (lambda: Intersection([Ball(1.0, size=2), "box"]), "bodies: expected at least two of one dimension, got .* 'box'"),
+        (lambda: BoxBall(Ball(1.0, size=2), Box(0.0, 1.0, size=2)), "box, ball: expected a Box and a Ball, got Ball"),
+        (lambda: Box("wide", 1.0, size=2), "low: expected numbers, got 'wide'"),
+        (lambda: Box(0.0, 1.0, size=0), r"low: expected \[d\], got shape \(0,\)"),
+        (lambda: Box([0.0, 0.0], [1.0, 1.0, 1.0]), r"high: expected \[2\], got shape \(3,\)"),
+        (lambda: Polytope([[1.0, 2.0], [1.0]], [1.0, 1.0]), "a: expected numbers, got"),
+        (lambda: Ball(1.0, size=2).project([3.0, 4.0]), r"points: expected a tensor of floats \[\.\.\., 2\], got list"),
+        (lambda: Ball(1.0, size=2).depth(torch.tensor([3, 4])), r"points: expected a tensor of floats .* got torch\.int64"),
         (lambda: Ball(1.0, size=3).project(torch.zeros(4, 2)), r"points: expected \[..., 3\], the dimension of Ball"),
     ],
 )  # fmt: skip
 def test_bodies_that_are_none_are_refused(make, message):
     with pytest.raises(ArgumentError, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", [name for name in BODIES if name != "box"])  # a box has a nearest point to infinite ones
+def test_points_that_are_not_finite_have_no_projection(name):
+    points = draws(1, 5, 3)
+    points[2, 1] = torch.nan
+    finite = BODIES[name].project(points).isfinite().all(1)
+    assert finite.tolist() == [True, True, False, True, True]
 
 
 def test_an_intersection_off_all_centres_has_an_inner_point():

@@ -116,10 +116,15 @@ def test_the_theorem_asks_for_steps_in_the_bodys_own_units():
         ({"edge": "stick"}, "edge: expected project or reflect, got 'stick'"),
         ({"start": torch.zeros(3, 1)}, r"start: expected \[chains, 2\] of floats"),
         ({"start": torch.zeros(3, 2, dtype=torch.int64)}, r"start: expected \[chains, 2\] of floats"),
-        ({"gradient": lambda x: x / 0.0}, "gradient: the walk is not finite"),
+        ({"gradient": lambda x: x / 0.0}, r"gradient: expected finite numbers \[chains, d\] = \[3, 2\]"),
+        ({"gradient": lambda x: torch.full_like(x, math.inf)}, "gradient: expected finite numbers"),
+        ({"gradient": lambda x: x[:, :1]}, r"gradient: expected finite numbers \[chains, d\] = \[3, 2\], got \(3, 1\)"),
+        ({"gradient": lambda x: torch.where(x.abs() < 0.01, x, torch.nan)}, "gradient, start: the walk is not finite"),
+        ({"start": torch.full((3, 2), math.nan)}, "gradient, start: the walk is not finite"),
+        ({"body": "box"}, "body: expected a Body, such as Box or Ball, got 'box'"),
     ],
 )
 def test_wrong_use(options, message):
-    told = {"gradient": None, "lr": 0.1, "steps": 5, "start": torch.zeros(3, 2), "generator": noise()} | options
+    told = {"gradient": None, "body": Box(-1.0, 1.0, size=2), "lr": 0.1, "steps": 5, "start": torch.zeros(3, 2)} | options
     with pytest.raises(ArgumentError, match=message):
-        chains(told.pop("gradient"), Box(-1.0, 1.0, size=2), **told)
+        chains(told.pop("gradient"), told.pop("body"), generator=noise(), **told)

@@ -87,7 +87,8 @@ def chains(
         The points.
 
     Raises:
-        ArgumentError: a number out of range, starts of another dimension, or a gradient that is not finite.
+        ArgumentError: a number out of range, starts of another dimension, a first gradient of another shape or not finite, or
+            points that are not finite.
 
     Cost: an update a normal number and a projection a coordinate; nothing is kept between the points that are asked for.
     Source: Bubeck, Eldan & Lehec 2018 (1507.02564), section 1.
@@ -109,6 +110,8 @@ def chains(
         raise ArgumentError(f"every: expected at most steps = {steps}, got {keep}; no point would be kept")
     if edge not in {"project", "reflect"}:
         raise ArgumentError(f"edge: expected project or reflect, got {edge!r}")
+    if not isinstance(body, Body):
+        raise ArgumentError(f"body: expected a Body, such as Box or Ball, got {body!r}")
     if start.ndim != 2 or start.shape[1] != body.size or not len(start) or not start.is_floating_point():
         raise ArgumentError(f"start: expected [chains, {body.size}] of floats, got {tuple(start.shape)} {start.dtype}")
     x = body.project(start.detach()).clone()
@@ -117,14 +120,21 @@ def chains(
     kept = []
     for step in range(1, steps + 1):
         if gradient is not None:
-            x = x.add(gradient(x), alpha=-lr / 2)
+            x = x.add(_checked(gradient(x), x) if step == 1 else gradient(x), alpha=-lr / 2)
         x = move(x.add(noise.normal_(generator=generator), alpha=scale))
         if step % keep == 0:
             kept.append(x)
     points = torch.stack(kept)
     if not bool(points.isfinite().all()):
-        raise ArgumentError("gradient: the walk is not finite; expected a gradient that is finite on the body")
+        raise ArgumentError("gradient, start: the walk is not finite; expected both to be finite on the body")
     return Chains(points, torch.arange(keep, steps + 1, keep), body.boundary(points), moved, edge)
+
+
+def _checked(slope: Tensor, x: Tensor) -> Tensor:
+    """The first gradient: of another shape it would be spread over the coordinates, an infinite one ends in a corner."""
+    if slope.shape != x.shape or not bool(slope.isfinite().all()):
+        raise ArgumentError(f"gradient: expected finite numbers [chains, d] = {[*x.shape]}, got {tuple(slope.shape)}: {slope}")
+    return slope
 
 
 def _whole(name: str, value: Any) -> None:

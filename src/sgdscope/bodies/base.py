@@ -52,7 +52,7 @@ class Body(ABC):
             The same shape; points that lie in the body come back bit for bit.
 
         Raises:
-            ArgumentError: the last dimension is not d.
+            ArgumentError: no tensor of floats, or its last dimension is not d.
         """
         return self._nearest(self._checked(points))
 
@@ -119,6 +119,9 @@ class Body(ABC):
         return TOLERANCE.get(points.dtype, COARSE) * self.radius if tolerance is None else tolerance
 
     def _checked(self, points: Tensor) -> Tensor:
+        if not isinstance(points, Tensor) or not points.is_floating_point():
+            came = points.dtype if isinstance(points, Tensor) else type(points).__name__
+            raise ArgumentError(f"points: expected a tensor of floats [..., {self.size}], got {came}")
         if points.shape[-1:] != self.centre.shape:
             raise ArgumentError(f"points: expected [..., {self.size}], the dimension of {self!r}, got {tuple(points.shape)}")
         return points
@@ -143,7 +146,7 @@ def vector(name: str, values: Any, size: int | None = None) -> Tensor:
         ArgumentError: not a vector of finite numbers, or of another length.
     """
     single = isinstance(values, Tensor) and values.dtype == torch.float32
-    read = torch.as_tensor(values, dtype=torch.float32 if single else torch.float64).detach().clone()
+    read = numbers(name, values, torch.float32 if single else torch.float64)
     if read.ndim == 0:
         if size is None:
             raise ArgumentError(f"{name}: a single number needs size=, the dimension; or pass one number a coordinate")
@@ -153,6 +156,26 @@ def vector(name: str, values: Any, size: int | None = None) -> Tensor:
     if bad := int((~read.isfinite()).sum()):
         raise ArgumentError(f"{name}: expected finite numbers, as a body is bounded; {bad} are not")
     return read
+
+
+def numbers(name: str, values: Any, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Read numbers of any shape.
+
+    Args:
+        name: of the argument.
+        values: a tensor, an array, lists of one length, or a number.
+        dtype: of the result.
+
+    Returns:
+        A copy.
+
+    Raises:
+        ArgumentError: they are none.
+    """
+    try:
+        return torch.as_tensor(values, dtype=dtype).detach().clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentError(f"{name}: expected numbers, got {values!r}: {error}") from error
 
 
 def leaving(slack: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgdscope.bodies.base import COARSE, TOLERANCE, Body, leaving, vector
+from sgdscope.bodies.base import COARSE, TOLERANCE, Body, leaving, numbers, vector
 from sgdscope.errors import ArgumentError
 
 
@@ -35,7 +35,8 @@ class Box(Body):
     """
 
     def __init__(self, low: Any, high: Any, *, size: int | None = None) -> None:
-        known = size or next((len(torch.as_tensor(v)) for v in (low, high) if torch.as_tensor(v).ndim), None)
+        sides = [numbers(name, v) for name, v in (("low", low), ("high", high))]
+        known = next((len(v) for v in sides if v.ndim), None) if size is None else size
         self.low, self.high = vector("low", low, known), vector("high", high, known)
         if not bool((self.low < self.high).all()):
             at = int((self.low >= self.high).nonzero()[0])
@@ -136,6 +137,8 @@ class BoxBall(Body):
     """
 
     def __init__(self, box: Box, ball: Ball) -> None:
+        if not isinstance(box, Box) or not isinstance(ball, Ball):
+            raise ArgumentError(f"box, ball: expected a Box and a Ball, got {box!r} and {ball!r}; take Intersection of others")
         if box.size != ball.size:
             raise ArgumentError(f"box, ball: expected one dimension, got {box.size} and {ball.size}")
         room = float(box.depth(ball.centre))
@@ -207,7 +210,7 @@ class Simplex(Body):
     def _nearest(self, points: Tensor) -> Tensor:
         falling = points.sort(-1, descending=True).values
         levels = (falling.cumsum(-1) - self.total) / torch.arange(1, self.size + 1, dtype=points.dtype, device=points.device)
-        last = (falling > levels).sum(-1, keepdim=True) - 1
+        last = ((falling > levels).sum(-1, keepdim=True) - 1).clamp(min=0)  # below 0 for points that are not finite: NaN then
         moved = (points - levels.gather(-1, last)).clamp(min=0)
         return torch.where(self.contains(points, 0.0).unsqueeze(-1), points, moved)
 
