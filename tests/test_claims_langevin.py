@@ -246,6 +246,16 @@ def test_annealing_with_short_reflected_steps_finds_other_bodies(body):
     assert math.exp(found_here.log_volume) == pytest.approx(exact, rel=4 * found_here.stderr + 0.03)
 
 
+@pytest.mark.parametrize("size", [0.02, 1.0, 30.0])
+def test_the_volume_of_a_body_grows_with_its_size_alone(size):
+    body = Ball(size, centre=3.0, size=3)
+    assert len(volumes.schedule(body)) == len(volumes.schedule(Ball(1.0, size=3)))
+    found_here = volumes.annealed(
+        body, volumes.hit_and_run(body, steps=24), start=2000, generator=torch.Generator().manual_seed(9)
+    )
+    assert math.exp(found_here.log_volume) / size**3 == pytest.approx(4 / 3 * math.pi, rel=4 * found_here.stderr)
+
+
 def test_hit_and_run_samples_a_truncated_gaussian():
     s, body = 0.25, Box([-1.0], [1.0])
     start = torch.zeros(40_000, 1, dtype=torch.float64)

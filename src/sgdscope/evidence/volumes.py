@@ -27,7 +27,7 @@ from sgdscope.directions import private
 from sgdscope.errors import ArgumentError
 
 MISSED = 1e-6  # mass of the first Gaussian that may lie outside of the ball inside of K; relative error of its Z
-SPREAD = 0.1  # the last s is sqrt(0.1 d): over [-1, 1]^d the log of the last weight then has a standard deviation of 1/2
+SPREAD = 0.1  # the last s is sqrt(0.1 d) inner^2: over [-1, 1]^d the log of the last weight then has a deviation of 1/2
 SAMPLES = 4  # points of a chain that are used of each phase, over its second half
 Walk = Callable[[Tensor, float, torch.Generator], Tensor]
 
@@ -101,11 +101,11 @@ def schedule(body: Body) -> list[float]:
         body: with a ball inside round its centre.
 
     Returns:
-        Ascending, each 1 + 1 / sqrt(d) times the one before.
+        Ascending, each 1 + 1 / sqrt(d) times the one before; in proportion to the square of the body's size.
     """
-    s, factor, last = body.inner**2 / float(stats.chi2.isf(MISSED, body.size)), 1 + 1 / math.sqrt(body.size), SPREAD * body.size
-    widths = [s]
-    while widths[-1] < math.sqrt(last):
+    square, factor = body.inner**2, 1 + 1 / math.sqrt(body.size)
+    widths = [square / float(stats.chi2.isf(MISSED, body.size))]
+    while widths[-1] < square * math.sqrt(SPREAD * body.size):
         widths.append(widths[-1] * factor)
     return widths
 
