@@ -223,6 +223,14 @@ def test_the_study_of_networks(tmp_path):
     assert told["weights"]["geometric"][1] == pytest.approx(slow_weight / (1 + slow_weight), rel=1e-9)
 
 
+def test_averages_of_networks_with_batchnorm_have_their_own_statistics(tmp_path):
+    described = network("quick", 3, [1, 0.25], convex=False)
+    described["experiment"] |= {"data": {"dataset": "wine"}, "model": {"name": "mlp", "hidden": [8], "batchnorm": True}}
+    told = study(described, tmp_path / "a", None).extra
+    assert told["loss"]["fastest"] == pytest.approx(told["losses"][0], rel=0.1)  # 1.8 times as large with those of the start
+    assert told["loss"]["equal"] < 0.2 * told["initial"]
+
+
 def test_the_claims_share_no_study_across_seeds_and_name_their_scope():
     for name in ("WP1", "WP2", "WP3", "WP4", "WP5"):
         entry = claims[name]

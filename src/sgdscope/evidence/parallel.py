@@ -151,7 +151,8 @@ def _network(description: Mapping[str, Any], folder: Path, data_dir: Any) -> dic
     start = runs["member-0"].theta(0)
     ends = [runs[m["run"]].theta(m["updates"]) if m["updates"] else start for m in told["members"]]
     curves = [_curve(runs.get(m["run"])) for m in told["members"]]
-    surface = surface_of(Experiment(**{k: v for k, v in description["experiment"].items() if k != "ensemble"}), data_dir)
+    plain = Experiment(**{k: v for k, v in description["experiment"].items() if k != "ensemble"})
+    surface = surface_of(plain, data_dir, batchnorm="recalibrate")  # averages come without statistics of their own
     rate = combined([[e] for e in ends], _apart(description["workloads"]), losses=curves).rate
     found = _schemes(ends, description["workloads"], start, surface.value, rate)
     members = [m["loss"] for m in told["members"]]
