@@ -185,7 +185,7 @@ def waiting_times(evidence: Sequence[Evidence], law: str) -> go.Figure:
         The figure; two traces a kind.
 
     Raises:
-        ArgumentError: no such law.
+        UnknownNameError: no such law.
         NotAvailableError: no run has enough escapes and the setting that the law is about.
     """
     if law not in escapes.LAWS:
@@ -199,9 +199,7 @@ def waiting_times(evidence: Sequence[Evidence], law: str) -> go.Figure:
             words = f"{stay.kind}, seed {stay.seed}, {stay.told['escapes']} escapes"
             found.setdefault(stay.kind, []).append((stay.point, html.escape(words)))
     if not found:
-        raise NotAvailableError(
-            f"no escape experiment has the setting of the law '{law}' and ten escapes; there are {len(studies)}"
-        )
+        raise NotAvailableError(f"none of {len(studies)} escape experiments has the setting of the law '{law}' and ten escapes")
     figure = go.Figure()
     for place, (kind, own) in enumerate(found.items()):
         _times(figure, (kind, own), chosen, PALETTE[place % len(PALETTE)])

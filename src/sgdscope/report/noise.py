@@ -232,10 +232,10 @@ def _measured_height(valley: xr.Dataset, step: float) -> tuple[float, float]:
     if "window_first" not in valley or "window_last" not in valley:
         return float("nan"), float("nan")
     first, after = (valley[f"window_{end}"].values for end in ("first", "last"))
-    inside = np.flatnonzero((first <= step) & (step < after))
+    inside = np.flatnonzero((first <= step) & (step <= after))
     if not len(inside):
         return float("nan"), float("nan")
-    mean, error = (float(along(valley, name, "window")[inside[0]]) for name in ("mean_height", "mean_height_stderr"))
+    mean, error = (float(along(valley, name, "window")[inside[-1]]) for name in ("mean_height", "mean_height_stderr"))
     return mean, error
 
 
@@ -296,9 +296,8 @@ def escape_words(data: xr.Dataset) -> list[str]:
         reason = safe(data["escape_rate"].attrs.get("reason", ""))
         return [f"No update began in a valley, or its points are not finite{': ' if reason else ''}{reason}."]
     if not count:
-        return [
-            f"The walk left the valley at none of {risk:.0f} updates; a mean stay below {number(risk / 3)} is unlikely (95 %)."
-        ]
+        least = number(risk / 3)  # exp(-3) = 0.05
+        return [f"The walk left the valley at none of {risk:.0f} updates: its mean stay is above {least} updates (95 %)."]
     words = [f"The walk left the valley at {count:.0f} of {risk:.0f} updates: a mean stay of {number(risk / count)} updates."]
     if risk / count < SHORT:
         words.append("Stays this short are steps out of the valley as it was given, no escapes over a barrier.")
