@@ -219,7 +219,22 @@ def test_reasons_read_as_sentences_and_regimes_leave_out_what_is_not_known(tmp_p
 
 
 def test_the_demonstration_says_where_the_walk_lies_relative_to_the_edge():
-    seen = {"interior": 0.9, "alpha": 0.5, "height": 0.06, "loss": 0.9, "cosine": -0.3, "distance": 12.0}
+    seen = {
+        "interior": 0.9,
+        "alpha": 0.5,
+        "height": 0.06,
+        "loss": 0.9,
+        "cosine": -0.3,
+        "distance": 12.0,
+        "scale": 121.0,
+        "scale_error": 6.0,
+        "curved": 43.0,
+    }
     lines = demonstration.tell([seen | {"edge": edge} for edge in (0.85, 0.21, 1.82)], [])
     assert len(lines) == 5
     assert "0.85, 0.21 and 1.82 times the edge 2/lr" in lines[3]
+    assert (
+        "half noise at a batch of 121 +- 12 examples, 43 weighted by the curvature; 64 lies below it, noise dominates" in lines[2]
+    )
+    unknown = seen | {"scale": float("nan")}
+    assert "noise" not in demonstration.tell([unknown | {"edge": 0.5}] * 3, [])[2].lower()

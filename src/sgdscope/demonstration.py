@@ -22,6 +22,7 @@ from sgdscope.runs import open_trajectory
 UPDATES, LENGTH = 480, 60
 BURSTS = (0, 180, UPDATES - LENGTH)
 CURVATURE = {"k": 5, "points": 5}
+NOISE = {"k": 5, "examples": 256}
 ARMS: tuple[tuple[str, float, int | str], ...] = (
     ("sgd-lr0.6-batch64", 0.6, 64),
     ("sgd-lr0.05-batch64", 0.05, 64),
@@ -83,7 +84,7 @@ def demonstrate(out: Path, *, jobs: int | None = None, progress: Callable[[str, 
         What was seen.
 
     Cost: 3 x 480 updates of a 17 000-parameter network and 4 passes over 1 500 digits for each of 540 updates; 30 Hessian
-        products at each of 45 points.
+        products at each of 45 points; 256 gradients and 50 products at each of 9.
     """
     say = progress or (lambda _sentence, _share: None)
     say("training three networks", 0.05)
@@ -102,7 +103,8 @@ def _look(experiment: Experiment, path: Path) -> tuple[dict[str, float], list[Ve
     """Measure and judge one run, on one thread: the processes share the cores."""
     torch.set_num_threads(1)
     trajectory, surface = open_trajectory(path), surface_of(experiment)
-    measured = measure(trajectory, surface, ["valley", "motion", "curvature"], reuse=True, curvature=CURVATURE)
+    names, options = ["valley", "motion", "curvature", "noise"], {"curvature": CURVATURE, "noise": NOISE}
+    measured = measure(trajectory, surface, names, reuse=True, **options)
     asked = [name for name, claim in claims.items() if claim.scope == "run"]
     judged = check(asked, run=trajectory, surface=surface)
     told = [replace(v, details={**v.details, "run": experiment.name}) for v in judged]
@@ -110,7 +112,7 @@ def _look(experiment: Experiment, path: Path) -> tuple[dict[str, float], list[Ve
 
 
 def _last_burst(measured: Mapping[str, xr.Dataset], steps: xr.Dataset) -> dict[str, float]:
-    valley, motion, curvature = (measured[name] for name in ("valley", "motion", "curvature"))
+    valley, motion, curvature, noise = (measured[name] for name in ("valley", "motion", "curvature", "noise"))
     late = valley.sel(step=valley["step"] >= BURSTS[-1])
     return {
         "interior": float(late["interior"].mean()),
@@ -120,6 +122,9 @@ def _last_burst(measured: Mapping[str, xr.Dataset], steps: xr.Dataset) -> dict[s
         "cosine": float(motion["gradient_cosine"][-1]),
         "edge": float(np.nanmedian(curvature["edge"].values[curvature["step"].values >= BURSTS[-1]])),
         "distance": float(steps["distance"][-1]),
+        "scale": float(noise["noise_scale"][-1]),
+        "scale_error": float(noise["noise_scale_stderr"][-1]),
+        "curved": float(noise["curved_noise_scale"][-1]),
     }
 
 
@@ -144,7 +149,7 @@ def tell(last: Sequence[Mapping[str, float]], verdicts: Sequence[Verdict]) -> li
         f"2. Height: it travels {fast['height']:.4f} above that floor (loss {fast['loss']:.2f}), at lr 0.05 "
         f"{slow['height']:.4f}: {fast['height'] / slow['height']:.1f} times the height.",
         f"3. Direction: consecutive gradients point {sense} on average, cosine {fast['cosine']:+.2f} for SGD; "
-        f"{full['cosine']:+.2f} for full-batch descent at the same lr.",
+        f"{full['cosine']:+.2f} for full-batch descent at the same lr.{_noise(fast, slow)}",
         f"4. Distance: after {UPDATES} updates {fast['distance']:.1f} from the start at lr 0.6, "
         f"{slow['distance']:.1f} at lr 0.05, {full['distance']:.1f} with the full batch. In the last burst "
         f"the largest eigenvalue is {fast['edge']:.2f}, {slow['edge']:.2f} and {full['edge']:.2f} times the edge 2/lr (medians).",
@@ -152,3 +157,17 @@ def tell(last: Sequence[Mapping[str, float]], verdicts: Sequence[Verdict]) -> li
         + ", ".join(f"{n} {answer}" for answer, n in counts.items() if n)
         + " (95 % intervals; reasons in the report).",
     ]
+
+
+def _noise(fast: Mapping[str, float], slow: Mapping[str, float]) -> str:
+    """What the noise scale says about the batch size, with 95 % errors; nothing where it is not known."""
+    scale, half, batch = fast["scale"], 1.96 * fast["scale_error"], ARMS[0][2]
+    if not np.isfinite([scale, half, slow["scale"]]).all() or not isinstance(batch, int):
+        return ""
+    above, below = "above it, signal dominates", "below it, noise dominates"
+    side = below if batch < scale - half else above if batch > scale + half else "near it"
+    curved = f", {fast['curved']:.0f} weighted by the curvature" if np.isfinite(fast["curved"]) else ""
+    return (
+        f" Noise: a gradient is half noise at a batch of {scale:.0f} +- {half:.0f} examples{curved}; {batch} lies {side}. "
+        f"At lr 0.05 that batch is {slow['scale']:.0f}."
+    )
