@@ -463,5 +463,5 @@ def test_wrong_use_of_a_walk_over_nodes(service, phases, message, tmp_path):
 def test_the_description_of_a_walk_over_nodes_comes_back_from_json():
     experiment = visiting({"seed": 3, "delay": [0.2, 0.7]})
     assert Experiment(**json.loads(json.dumps(experiment.described()))) == experiment
-    with pytest.raises(ArgumentError, match="ensemble.name: expected an ensemble of walkers"):
+    with pytest.raises(ArgumentError, match=r"ensemble\.name: expected an ensemble of walkers"):
         members(experiment)

@@ -29,10 +29,11 @@ def _visits(page: Page) -> list[str]:
     node, hop, cycle, walk, use = told
     nodes = page.evidence.settings.get("examples")
     over = f"{number(nodes)} nodes" if nodes else "nodes"
+    restarts = int(np.count_nonzero(np.diff(walk)))
     return [
         f"One walk over {over} with a training record each: hop {hop[-1]:.0f}, the last, was at node {node[-1]:.0f} in cycle "
         f"{number(float(cycle[-1]))}; it stood at {_count(len(np.unique(node)), 'node')}, after "
-        f"{_count(int(np.count_nonzero(np.diff(walk))), 'restart')}, and no record had more than {_count(int(use.max()), 'use')}, "
+        f"{_count(restarts, 'restart')}, and no record had more than {_count(int(use.max()), 'use')}, "
         "lost visits counted."
     ]
 
