@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from sgdscope.ensembles.processes import collect
 from sgdscope.errors import ArgumentError, StoreError
-from sgdscope.experiment import Experiment, processes, read_ensemble, surface_of
+from sgdscope.experiment import Experiment, processes, read_ensemble, run, surface_of
 from sgdscope.experiment.processes import main, walk
 from sgdscope.replicas import weights
 from sgdscope.runs import open_trajectory
@@ -198,6 +198,21 @@ def test_one_process_alone_is_an_ensemble(tmp_path, monkeypatch, store):
     assert [m["updates"] for m in told["members"]] == [25]  # those of the phases, long before the deadline
     end = open_trajectory(tmp_path / "out" / "member-0").theta(25)
     assert torch.equal(open_trajectory(tmp_path / "out" / "average").theta(0), end)
+
+
+def test_a_process_starts_at_a_step_of_another_run(tmp_path, monkeypatch, store):
+    described = {
+        "data": {"dataset": "wine"},
+        "model": {"name": "logistic"},
+        "phases": [{"lr": 0.1, "batch_size": 8, "updates": 9}],
+    }
+    first = run(Experiment(**described), tmp_path / "first")
+    for name, value in environment(0, 1, store.port).items():
+        monkeypatch.setenv(name, value)
+    on = described | {"start": {"run": str(first), "step": 9}, "ensemble": {"members": 1}}
+    walk(Experiment(**on), tmp_path / "on", deadline=600)
+    start, end = (open_trajectory(path).theta(step) for path, step in ((tmp_path / "on" / "member-0", 0), (first, 9)))
+    assert torch.equal(start, end)
 
 
 def test_a_process_that_never_comes_is_not_waited_for_without_end(monkeypatch, caplog):

@@ -217,7 +217,7 @@ def _apart(
 def _end(member: Member, path: Path, data_dir: str | Path | None) -> Snapshot:
     """The last point of a member; its start if it made no update."""
     if not member.updates:
-        return _start(member, data_dir).snapshot()
+        return start_of(member, data_dir).snapshot()
     stored = ZarrStore.read(path / member.name)
     return stored.read_snapshot(int(stored.snapshot_steps[-1]))
 
@@ -235,7 +235,7 @@ def _together(
     """Walk members that meet, in one process: at tick t the members whose share of t is a new update make it."""
     told = _ensemble(experiment)
     _clear(made, path)
-    loops = [_start(m, data_dir) for m in made]
+    loops = [start_of(m, data_dir) for m in made]
     walkers = [_Silent(loop) for loop in loops]
     ensemble = ensembles[told.name].cls(walkers, **told.options)
     fastest = max(m.updates for m in made)
@@ -264,8 +264,19 @@ def _clear(made: Sequence[Member], path: Path) -> None:
             shutil.rmtree(path / m.name)
 
 
-def _start(member: Member, data_dir: str | Path | None) -> Loop:
-    """Where a member starts, another run's step included."""
+def start_of(member: Member, data_dir: str | Path | None) -> Loop:
+    """A member's loop where it starts, another run's step included.
+
+    Args:
+        member: of an ensemble.
+        data_dir: folder of the real data files.
+
+    Returns:
+        The loop, at update 0.
+
+    Raises:
+        ArgumentError: the description does not fit the data or the other run.
+    """
     loop = Loop(member.experiment, data_dir)
     branch(loop, member.experiment, data_dir)
     return loop

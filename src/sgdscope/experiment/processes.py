@@ -22,8 +22,7 @@ import torch.distributed
 from sgdscope.ensembles.processes import POLL, collect
 from sgdscope.errors import ArgumentError, StoreError
 from sgdscope.experiment.description import Experiment, load_toml
-from sgdscope.experiment.ensembles import members, tell
-from sgdscope.experiment.loop import Loop
+from sgdscope.experiment.ensembles import members, start_of, tell
 from sgdscope.experiment.running import recorded
 from sgdscope.replicas import Combination
 from sgdscope.stores.zarr import ZarrStore
@@ -70,7 +69,7 @@ def walk(
     made, path = members(whole, data_dir), Path(out)
     if (path / made[rank].name).exists():
         raise StoreError(f"{path / made[rank].name} is there already; a walk by the clock cannot go on, choose another folder")
-    loop = Loop(made[rank].experiment, data_dir)
+    loop = start_of(made[rank], data_dir)
     _meet(store, world)
     end = time.monotonic() + deadline
     with loop.random.installed(loop.experiment.threads), closing(recorded(loop, path / made[rank].name)) as updates:
