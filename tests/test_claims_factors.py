@@ -310,7 +310,9 @@ def test_t9_where_no_factor_breaks():
     assert largest.verdict == "supported"
     expected = np.polyfit(np.log([400, 800, 1600]), np.log([3, 6, 32]), 1)[0]  # the largest factor stands for it
     assert largest.statistic == pytest.approx(expected)
-    assert judged("T9", ladder({400: [3.0] * 5, 800: [never] * 5, 1600: [12.0] * 5})).verdict == "undecided"
+    middle = judged("T9", ladder({400: [3.0] * 5, 800: [never] * 5, 1600: [12.0] * 5}))
+    assert middle.verdict == "undecided"
+    assert middle.details["training_sets"]["400"]["beta_star"] == pytest.approx(3.0)
     some = judged("T9", ladder({400: [3.0] * 5, 800: [6.0, 6.0, 6.0, never, never], 1600: [12.0] * 5}))
     assert (some.verdict, some.n) == ("supported", 3)
     assert judged("T9", ladder({400: [3.0] * 5, 800: [6.0] * 5})).verdict == "undecided"

@@ -7,6 +7,7 @@ below that of the base by more than max(0.01, 2 standard deviations of its seeds
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import inf, isfinite, log, nan, sqrt
 from typing import Any
 
@@ -83,9 +84,11 @@ def smaller_set_breaks_earlier(runs: Sequence[Evidence]) -> Verdict:
     stars = _stars(found)
     rank = trend({(float(n), 0.0, s): star for (n, s), star in stars.items()}) if len(found) >= SIZES else None
     if rank is None:
-        reason = f"beta* is needed on {SIZES} sizes of the training set with {SEEDS} seeds each; "
-        reason += "known of " + (", ".join(_counts(found, stars)) or "none")
-        return silent("T9", "undecided", 0.0, reason, every)
+        reason = f"beta* is needed on {SIZES} sizes of the training set with {SEEDS} seeds each, the same on all; "
+        reason += (
+            "known of " + (", ".join(_counts(found, stars)) or "none") + "; the other seeds are fine up to the largest factor"
+        )
+        return replace(silent("T9", "undecided", 0.0, reason, every), details=_told(found))
     means = {ladder.examples: ladder.star() for ladder in found}
     told = ", ".join(f"{star:.3g} of {n} examples" if star < inf else f"none of {n} examples" for n, star in means.items())
     reason = f"beta* by the mean accuracies is {told}; within seeds it follows the power {rank.slope:+.2f} of the size"
@@ -169,7 +172,8 @@ def linear_rule_disperses_less(runs: Sequence[Evidence]) -> Verdict:
         for name in names
     }
     part = Part("dispersion under lr ~ batch over that under lr ~ sqrt(batch)", logs, 0.0, above=False, logs=True, least=PAIRS)
-    lead = f"over batch sizes times {', '.join(f'{b:g}' for b in [1, *betas])}: "
+    lead = f"over batch sizes times {', '.join(f'{b:g}' for b in [1, *betas])} (linear, root: "
+    lead += ", ".join(f"{name} {own['linear']:.2g}, {own['root']:.2g}" for name, own in beside.items()) + "): "
     return joint("T13", [part], place=place(every), lead=lead, details={"dispersions": beside}, smallest_p=0.5 ** len(seeds))
 
 
