@@ -69,10 +69,10 @@ def _between(basins: Setting, n: float, lr: float, updates: int, walkers: int = 
     return {"basins": basins, "temperature": n, "lr": lr, "updates": updates, "walkers": walkers}
 
 
-BETWEEN = [_between(RAISED, n, 0.002, 30000) for n in (0.22, 0.3, 0.4, 0.55)]
+BETWEEN = [_between(RAISED, n, 0.002, t) for n, t in ((0.22, 80000), (0.3, 30000), (0.4, 20000), (0.55, 15000))]
 DISCRETE = [_between(ORACLE, 0.25, lr, round(60 / lr)) for lr in (0.01, 0.05)]
 IN_PLANE = [_between(PLANE, n, 0.005, 40000, 2000) for n in (0.25, 0.33, 0.45, 0.6)]
-LONGER = [_between(RAISED, n, 0.0005, 200000, 2000) for n in (0.22, 0.3, 0.4, 0.55)]
+LONGER = [_between(RAISED, n, 0.0005, 400000, 2000) for n in (0.22, 0.3, 0.4, 0.55)]
 
 
 def _place_between(runs: Sequence[Evidence]) -> dict[str, float | str]:
