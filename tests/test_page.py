@@ -56,7 +56,9 @@ def walked(lr, name) -> Evidence:
     start = torch.tensor([1.3, -2.1], dtype=torch.float64)
     trajectory = walk(surface, lr=lr, updates=120, start=start, batch_size=4, generator=generator)
     options = {"curvature": {"k": 2, "points": 3, "density": 2}, "sharpest": {"k": 2, "points": 2}, "neurons": {"k": 2}}
-    measured = measure(trajectory, surface, ["valley", "motion", "curvature", "sharpest", "neurons", "batch"], **options)
+    options |= {"noise": {"k": 2, "points": 2, "currents": True}, "escape": {"radius": 0.5}}
+    names = ["valley", "motion", "curvature", "noise", "sharpest", "neurons", "batch", "escape"]
+    measured = measure(trajectory, surface, names, **options)
     groups = {str(key): group.to_dataset() for key, group in measured.children.items()}
     return Evidence({"walker": "sgd", "batch_size": 4}, trajectory.steps, groups, {"name": name})
 
@@ -95,8 +97,9 @@ def test_every_figure_is_drawn_without_requests_or_complaints(show, pages, schem
     assert requests == [pages["report"].as_uri()]
     assert complaints == []
     drawn = page.evaluate("Array.from(document.querySelectorAll('.plot')).map(p => p.querySelectorAll('svg.main-svg').length)")
-    # two runs of two windows, spectrum, density, three of the sharpest directions, batches and the scalars; four that they share
-    assert len(drawn) == 2 * (2 + 2 + 3 + 1 + 1) + 4
+    # two runs of two windows, spectrum, density, six of the noise, three of the sharpest directions, batches, two of stays and
+    # the scalars; four that they share
+    assert len(drawn) == 2 * (2 + 2 + 6 + 3 + 1 + 2 + 1) + 4
     assert all(drawn)
 
 
@@ -115,11 +118,16 @@ def test_the_sharpest_directions_are_drawn_side_by_side(show):
     titles = page.evaluate(
         "Array.from(document.querySelectorAll('#run-1 .plot')).map(p => (p.layout.annotations || []).map(a => a.text))"
     )
-    panels = [own for own in titles if own[:1] == ["update 0"]]
-    assert panels == [["update 0", "update 60", "update 119"]] * 2  # effects and cross-sections: first, middle and last of four
+    panels = [own[:3] for own in titles if own[:1] == ["update 0"]]
+    assert panels[0] == ["update 0", "update 60", "update 120"]  # noise: three of the two points of each window
+    assert (
+        panels[1:] == [["update 0", "update 60", "update 119"]] * 2
+    )  # effects and cross-sections: first, middle and last of four
     legends = page.evaluate("Array.from(document.querySelectorAll('#run-1 .plot')).map(p => p._fullData.map(t => t.name))")
     assert sum("threshold of the method" in own or "λ<sub>1</sub>" in own for own in legends) == 1
-    assert page.locator("#run-1-curvature, #run-1-sharpest, #run-1-neurons, #run-1-batch").count() == 4
+    assert (
+        page.locator("#run-1-curvature, #run-1-noise, #run-1-sharpest, #run-1-neurons, #run-1-batch, #run-1-escape").count() == 6
+    )
 
 
 def test_the_table_of_verdicts_is_there(show):
