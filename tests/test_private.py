@@ -99,7 +99,7 @@ def test_fixed_uses_spend_the_budget_exactly_and_the_next_is_refused():
 
 
 def test_halving_never_spends_all():
-    ledger = PrivacyLedger(1.6, schedule="halving")
+    ledger = PrivacyLedger(1.6, spending="halving")
     costs = [float(ledger.charge([0])[0]) for _ in range(30)]
     assert costs[:3] == [0.8, 0.4, 0.2]
     assert ledger.spent(0) == pytest.approx(sum(costs), rel=1e-15)
@@ -128,7 +128,7 @@ def test_a_ledger_goes_on_where_it_was():
         (lambda: PrivacyLedger(-1.0), "eps: expected a number > 0"),
         (lambda: PrivacyLedger(float("nan")), "eps: expected a number > 0"),
         (lambda: PrivacyLedger(1.0, uses=0), "uses: expected a whole number >= 1, got 0"),
-        (lambda: PrivacyLedger(1.0, schedule="halfing"), "schedule: expected 'fixed' or 'halving'"),
+        (lambda: PrivacyLedger(1.0, spending="halfing"), "spending: expected 'fixed' or 'halving'"),
         (lambda: PrivacyLedger(1.0).charge([]), "records: expected at least one"),
         (lambda: PrivacyLedger(1.0).charge([1, 1]), "records: one is named twice"),
         (lambda: PrivacyLedger(1.0).charge([-1]), "records: expected at least one number >= 0"),
@@ -263,7 +263,7 @@ def test_the_state_carries_what_was_spent_and_refuses_another_budget():
     other = PrivateSGD([vector([1.0])], 0.1, uses=2)
     other.load_state_dict(optimizer.state_dict())
     assert other.ledger.used(3) == 1
-    with pytest.raises(ArgumentError, match=r"eps, schedule, uses: expected 1, fixed, 3 for the whole walk, got 1, fixed, 2"):
+    with pytest.raises(ArgumentError, match=r"eps, spending, uses: expected 1, fixed, 3 for the whole walk, got 1, fixed, 2"):
         PrivateSGD([vector([1.0])], 0.1, uses=3).load_state_dict(optimizer.state_dict())
     with pytest.raises(ArgumentError, match="clip: expected a finite number with eps = 1"):
         PrivateSGD([vector([1.0])], 0.1, clip=INF)
@@ -290,3 +290,11 @@ def test_an_experiment_charges_each_example_and_its_run_can_be_replayed(tmp_path
         run(Experiment(**described(batch_size=2)), tmp_path / "c")
     skipped = open_trajectory(run(Experiment(**described(uses=2, spent="skip")), tmp_path / "d"))
     assert torch.equal(skipped.theta(284), skipped.theta(330))
+
+
+def test_halving_can_be_asked_for_in_an_experiment():
+    from sgdscope.experiment import Experiment
+
+    phase = {"walker": "private", "lr": 0.1, "batch_size": 1, "updates": 3, "eps": 2.0, "spending": "halving"}
+    described = Experiment(data={"dataset": "digits"}, model={"name": "mlp"}, phases=[phase])
+    assert described.phases[0].options["spending"] == "halving"

@@ -16,7 +16,7 @@ from sgdscope.errors import ArgumentError
 from sgdscope.gossip import LIMIT, Faults, Graph, Trace, random_out, ring, simulate
 
 GRAPHS = ("random", "ring")
-PATIENT = 1000.0  # cycles an update of the walk may take on average before it is given up
+PATIENT = 100.0  # cycles an update of the walk may take on average before it is given up
 
 
 @dataclass(frozen=True)

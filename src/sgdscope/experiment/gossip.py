@@ -86,7 +86,7 @@ def most_spent(ledger: PrivacyLedger, records: list[int]) -> float:
     uses, state = int(ledger.left(records)), ledger.state_dict()
     counts = np.array(state["used"])
     counts[records] += uses
-    after = PrivacyLedger(ledger.eps, schedule=ledger.schedule, uses=ledger.uses)
+    after = PrivacyLedger(ledger.eps, spending=ledger.spending, uses=ledger.uses)
     after.load_state_dict(state | {"used": [int(counts.max())]})
     return after.spent(0)
 

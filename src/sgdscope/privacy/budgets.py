@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from sgdscope.errors import ArgumentError, SgdscopeError
 
-Schedule = Literal["fixed", "halving"]
-SCHEDULES = ("fixed", "halving")
+Spending = Literal["fixed", "halving"]
+SPENDINGS = ("fixed", "halving")
 HALVINGS = 1000  # uses after which eps 2^-i leaves the range of double precision
 
 
@@ -34,8 +34,8 @@ class PrivacyLedger:
 
     Args:
         eps: budget of a record, > 0; infinity asks for no privacy, and nothing is ever refused.
-        schedule: ``"fixed"`` or ``"halving"``.
-        uses: T >= 1, of the schedule ``"fixed"``.
+        spending: ``"fixed"`` or ``"halving"``.
+        uses: T >= 1, of the spending ``"fixed"``.
 
     Raises:
         ArgumentError: out of range.
@@ -48,14 +48,14 @@ class PrivacyLedger:
         ([0.3], [0.3], 0.0)
     """
 
-    def __init__(self, eps: float, *, schedule: Schedule = "fixed", uses: int = 10) -> None:
+    def __init__(self, eps: float, *, spending: Spending = "fixed", uses: int = 10) -> None:
         if isinstance(eps, bool) or not isinstance(eps, int | float) or not eps > 0:
             raise ArgumentError(f"eps: expected a number > 0, the privacy budget of a record, got {eps!r}")
-        if schedule not in SCHEDULES:
-            raise ArgumentError(f"schedule: expected 'fixed' or 'halving', got {schedule!r}")
+        if spending not in SPENDINGS:
+            raise ArgumentError(f"spending: expected 'fixed' or 'halving', got {spending!r}")
         if isinstance(uses, bool) or not isinstance(uses, int) or uses < 1:
             raise ArgumentError(f"uses: expected a whole number >= 1, got {uses!r}")
-        self.eps, self.schedule, self.uses = float(eps), schedule, uses
+        self.eps, self.spending, self.uses = float(eps), spending, uses
         self._counts: NDArray[np.int64] = np.zeros(0, np.int64)
 
     @property
@@ -63,7 +63,7 @@ class PrivacyLedger:
         """Uses that a record has; None if it has no limit."""
         if math.isinf(self.eps):
             return None
-        return self.uses if self.schedule == "fixed" else HALVINGS
+        return self.uses if self.spending == "fixed" else HALVINGS
 
     def _records(self, records: Iterable[int]) -> NDArray[np.int64]:
         ids = np.asarray([int(r) for r in records], np.int64)
@@ -90,7 +90,7 @@ class PrivacyLedger:
     def _cost_of_first(self, count: int) -> float:
         if count == 0 or math.isinf(self.eps):
             return math.inf if count else 0.0
-        return self.eps * (count / self.uses) if self.schedule == "fixed" else self.eps * (1 - 2.0**-count)
+        return self.eps * (count / self.uses) if self.spending == "fixed" else self.eps * (1 - 2.0**-count)
 
     def left(self, records: Iterable[int]) -> bool:
         """Whether each of some records may be used once more.
@@ -141,13 +141,13 @@ class PrivacyLedger:
         ids = self.admit(records)
         limit, before = self.limit, self._counts[ids]
         self._counts[ids] += 1
-        if self.schedule == "fixed" or limit is None:
+        if self.spending == "fixed" or limit is None:
             return np.full(len(ids), self.eps / self.uses if limit is not None else math.inf)
         return np.asarray(self.eps * 2.0 ** -(before + 1.0), np.float64)
 
     def state_dict(self) -> dict[str, Any]:
-        """Budget, schedule and how often each record was used, as JSON types."""
-        return {"eps": self.eps, "schedule": self.schedule, "uses": self.uses, "used": self._counts.tolist()}
+        """Budget, spending and how often each record was used, as JSON types."""
+        return {"eps": self.eps, "spending": self.spending, "uses": self.uses, "used": self._counts.tolist()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`.
@@ -156,9 +156,9 @@ class PrivacyLedger:
             state: not changed.
 
         Raises:
-            ArgumentError: it is of a ledger with another budget or schedule: what was spent there is not what it would be here.
+            ArgumentError: it is of a ledger with another budget or spending: what was spent there is not what it would be here.
         """
-        mine, other = ((s["eps"], s["schedule"], s["uses"]) for s in (self.state_dict(), state))
+        mine, other = ((s["eps"], s["spending"], s["uses"]) for s in (self.state_dict(), state))
         if mine != other:
-            raise ArgumentError(f"state: expected that of a ledger with (eps, schedule, uses) = {mine}, got {other}")
+            raise ArgumentError(f"state: expected that of a ledger with (eps, spending, uses) = {mine}, got {other}")
         self._counts = np.asarray(state["used"], np.int64).reshape(-1).copy()

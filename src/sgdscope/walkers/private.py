@@ -19,7 +19,7 @@ _RANGES = {
     "lr": "> 0",
     "eps": "> 0, the privacy budget of a record; infinity for none",
     "uses": "a whole number >= 1",
-    "schedule": "fixed or halving",
+    "spending": "fixed or halving",
     "norm": "l2 or l1",
     "clip": "> 0; infinity only with eps = infinity",
     "bounded": "true or false",
@@ -61,8 +61,8 @@ class PrivateSGD(torch.optim.Optimizer):
         params: parameters or parameter groups, each with its own lr and weight_decay.
         lr: learning rate, > 0.
         eps: budget of a record over all its uses, > 0; infinity for no noise.
-        uses: T >= 1 of the schedule "fixed".
-        schedule: "fixed": T uses of eps / T each; "halving": eps 2^-i for the i-th use, without end.
+        uses: T >= 1 of the spending "fixed".
+        spending: "fixed": T uses of eps / T each; "halving": eps 2^-i for the i-th use, without end.
         norm: "l2" or "l1", of clipping and noise.
         clip: largest norm of a record's gradient, > 0; infinity only with eps = infinity, and then SGD bit for bit.
         bounded: the caller answers for the bound, so that the mean over several records is taken.
@@ -87,7 +87,7 @@ class PrivateSGD(torch.optim.Optimizer):
         *,
         eps: float = 1.0,
         uses: int = 10,
-        schedule: Literal["fixed", "halving"] = "fixed",
+        spending: Literal["fixed", "halving"] = "fixed",
         norm: str = "l2",
         clip: float = 1.0,
         bounded: bool = False,
@@ -97,8 +97,8 @@ class PrivateSGD(torch.optim.Optimizer):
     ) -> None:
         _check("lr", lr, "> 0", lambda x: x > 0)
         _check("weight_decay", weight_decay, ">= 0", lambda x: x >= 0)
-        told = {"eps": eps, "uses": uses, "schedule": schedule, "norm": norm, "clip": clip, "bounded": bounded, "spent": spent}
-        self.ledger = PrivacyLedger(eps, schedule=schedule, uses=uses)
+        told = {"eps": eps, "uses": uses, "spending": spending, "norm": norm, "clip": clip, "bounded": bounded, "spent": spent}
+        self.ledger = PrivacyLedger(eps, spending=spending, uses=uses)
         _check_bound(told)
         seed = 0 if generator is None else int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay} | told)
@@ -115,10 +115,10 @@ class PrivateSGD(torch.optim.Optimizer):
     def _told(self) -> dict[str, Any]:
         """The options as they stand in the first group; those of the budget stay what they were at construction."""
         told, own = self.param_groups[0], self.ledger
-        if (told["eps"], told["schedule"], told["uses"]) != (own.eps, own.schedule, own.uses):
+        if (told["eps"], told["spending"], told["uses"]) != (own.eps, own.spending, own.uses):
             raise ArgumentError(
-                f"eps, schedule, uses: expected {own.eps:g}, {own.schedule}, {own.uses} for the whole walk, got {told['eps']:g}, "
-                f"{told['schedule']}, {told['uses']}; a budget that is changed on the way is none"
+                f"eps, spending, uses: expected {own.eps:g}, {own.spending}, {own.uses} for the whole walk, got {told['eps']:g}, "
+                f"{told['spending']}, {told['uses']}; a budget that is changed on the way is none"
             )
         _check_bound(told)
         return told
