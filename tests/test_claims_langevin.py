@@ -90,6 +90,8 @@ def test_l2_misses():
     assert claims["L2"].judge(gave_up).verdict == "undecided"  # slow, but not for the atoms
     stuck = [told({"steps": None, "atoms": 0.3}, **run.settings) for run in runs]
     assert claims["L2"].judge(stuck).verdict == "not in regime"
+    stuck[0] = told({"steps": None, "atoms": 0.05}, **stuck[0].settings)  # the atoms are no excuse for this one
+    assert claims["L2"].judge(stuck).verdict == "undecided"
 
 
 def found(ratio, *, seeds=SEEDS, reference=0.0, others=None):
@@ -212,6 +214,21 @@ def test_the_mass_on_the_sphere(tmp_path):
     got = study_surface({"d": 3, "lr": 0.004, "time": 0.6, "chains": 8000, "seed": 1}, tmp_path).extra["share"]
     assert got == pytest.approx(0.1245, rel=0.03)
     assert got == pytest.approx(ball_mass(3, lr=0.004).value, rel=0.07)
+
+
+@pytest.mark.parametrize(
+    ("study", "own", "number"),
+    [
+        (study_distance, {"target": "uniform", "lr": 0.04, "time": 0.5, "chains": 400}, "distance"),
+        (study_distance, {"target": "gaussian", "lr": 0.04, "time": 0.5, "chains": 400}, "atoms"),
+        (study_steps, {"body": "ball", "d": 2, "c": 0.02, "tolerance": 0.2, "time": 5.0, "chains": 300}, "distance"),
+        (study_surface, {"d": 3, "lr": 0.01, "time": 0.3, "chains": 300}, "share"),
+    ],
+)
+def test_each_seed_walks_its_own_chains_and_the_same_ones_again(study, own, number, tmp_path):
+    found = [study(own | {"seed": s}, tmp_path).extra[number] for s in (3, 4, 5, 3)]
+    assert found[0] == found[3]
+    assert len(set(found)) == 3
 
 
 # --- volumes ------------------------------------------------------------------------------------------------------------------
