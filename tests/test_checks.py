@@ -29,6 +29,13 @@ def a_walk(updates=130):
     return surface, landscapes.walk(surface, lr=1.0, updates=updates, start=surface.theta(), batch_size=8, generator=generator)
 
 
+def test_a_dataset_cannot_take_the_place_of_a_claims_own_surfaces():
+    with pytest.raises(ArgumentError, match="dataset: X10 brings surfaces or data of its own, which 'wine' cannot replace"):
+        checks.check(["X10"], dataset="wine")
+    with pytest.raises(ArgumentError, match="experiment: X10 walk in another way"):
+        checks.check(["X10"], experiment=lambda seed: seed)
+
+
 def test_chosen():
     assert checks.chosen(["W3", "W1"]) == ["W3", "W1"]
     found = checks.chosen(None, paper="walk_with_sgd", scope="sweep")

@@ -321,7 +321,10 @@ def _plan(
     examples = len(load(dataset, data_dir).x) if dataset is not None and not base else None
     plan: Plan = {}
     for entry in wanted:
-        for description in entry.experiments[preset](seed):
+        asked_for = entry.experiments[preset](seed)
+        if dataset is not None and not any("data" in description for description in asked_for):
+            raise ArgumentError(f"dataset: {entry.id} brings surfaces or data of its own, which '{dataset}' cannot replace")
+        for description in asked_for:
             asked = transfer(description, base, preset) if base else description
             if dataset is not None and "data" in asked:
                 kept = {k: v for k, v in asked["data"].items() if k not in {"dataset", "train", "test"}}
