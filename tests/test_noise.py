@@ -314,6 +314,7 @@ def test_a_power_law_is_found_and_kept(exponent):
     values = Covariance(rows).spectrum[0]
     fit = power_law(values, (1, 40))
     assert fit.exponent == pytest.approx(exponent, abs=0.05)
+    assert fit.prefactor == pytest.approx(2.5, rel=0.1)
     p, least = power_law_test(values, fit, examples=1500, dimensions=60, resamples=99, seed=3)
     assert p > 0.05
     assert least == pytest.approx(0.01)
@@ -551,6 +552,7 @@ def test_live_equals_offline(recorded, window):
     feed(sink, trajectory)
     assert offline.sizes["step"] == (6 if window == 5 else 2)
     assert np.isfinite(offline["spectrum_p"]).all()
+    assert (offline["spectrum_prefactor"] > 0).all()
     measured = sink.measured
     for variable in offline.variables:
         xr.testing.assert_equal(measured[variable].drop_attrs(), offline[variable].drop_attrs())

@@ -90,15 +90,15 @@ def spectrum(covariance: Covariance, ranks: tuple[int, int], *, resamples: int, 
         seed: of the draws.
 
     Returns:
-        ``spectrum_exponent``, ``spectrum_distance``, ``spectrum_p``, ``spectrum_isotropic_p``; empty where fewer than four ranks
-        are left.
+        ``spectrum_exponent``, ``spectrum_prefactor``, ``spectrum_distance``, ``spectrum_p``, ``spectrum_isotropic_p``;
+        empty where fewer than four ranks are left.
     """
     values, parameters = covariance.spectrum[0], covariance.deviations.shape[1]
     window = ranks_within(values, ranks, parameters)
     if window is None:
         return {}
     fit = power_law(values, window)
-    row: Row = {"spectrum_exponent": fit.exponent, "spectrum_distance": fit.distance}
+    row: Row = {"spectrum_exponent": fit.exponent, "spectrum_prefactor": fit.prefactor, "spectrum_distance": fit.distance}
     if not resamples:
         return row
     draws: dict[str, int] = {"seed": seed, "dimensions": parameters, "examples": covariance.count - int(covariance.factor > 1)}

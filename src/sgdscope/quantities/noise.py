@@ -123,6 +123,7 @@ fisher_eigenvalue; step rank; loss^2/theta^2; stderr; fisher; fisher; of F, larg
 fisher_slope; step; loss; stderr; fisher; fisher; as slope, of F
 fisher_correlation; step; 1; stderr; fisher; fisher; as correlation, of F
 spectrum_exponent; step; 1; exact; power; power; s of the measured eigenvalues of C within the ranks
+spectrum_prefactor; step; loss^2/theta^2; exact; power; power; mu at rank 1 of the fitted line
 spectrum_distance; step; 1; exact; power; power; largest gap of the cumulated shares from the fit
 spectrum_p; step; 1; exact; power; p; that a power law with Gaussian gradients gives as large a distance
 spectrum_isotropic_p; step; 1; exact; power; p; that isotropic Gaussian noise gives as large an exponent
@@ -423,10 +424,8 @@ class _Point:
 
     def _alignment(self, prefix: str, matrix: Covariance, projections: Array) -> Row:
         known = self.curvatures[: projections.shape[1]]
-        values, errors = matrix.jackknife(lambda elements: alignment(elements, known), projections)
-        names = ("slope", "correlation", "diagonal_correlation", "off_diagonal")
-        row: Row = {}
-        for name, value, error in zip(names, values, errors, strict=True):
+        row, found = Row(), zip(*matrix.jackknife(lambda elements: alignment(elements, known), projections), strict=True)
+        for name, (value, error) in zip(("slope", "correlation", "diagonal_correlation", "off_diagonal"), found, strict=True):
             row |= estimate(f"{prefix}{name}", value, error)
         return row
 
