@@ -168,6 +168,31 @@ def test_the_methods_agree_with_each_other():
     assert np.allclose(body.project(outside).numpy(), one_by_one, atol=1e-10)
 
 
+def test_many_points_that_half_spaces_alone_do_not_bring_home():
+    body = BODIES["narrow polytope"]
+    points = body.centre + 3 * draws(31, 300, 3)
+    one_by_one = torch.stack([body.project(p) for p in points])  # by the active-set method alone
+    assert torch.allclose(body.project(points), one_by_one, atol=1e-10)
+
+
+def test_a_ball_costs_few_projections_on_the_other_body(monkeypatch):
+    body, asked = BODIES["polytope and ball"], []
+    inner = body.bodies[0]._nearest
+    monkeypatch.setattr(body.bodies[0], "_nearest", lambda points: asked.append(len(points)) or inner(points))
+    near = body.project(body.centre + 3 * draws(12, 200, 3))
+    assert bool(body.contains(near).all())
+    assert len(asked) < 25  # the slowest of 200 points; 53 by bisection
+    assert sum(asked) < 2500
+
+
+@pytest.mark.parametrize("size", [1e-8, 1e9])
+def test_what_counts_as_the_surface_is_in_proportion_to_the_body(size):
+    body = Ball(size, centre=[0.3 * size, 0.0, -size])
+    far, near = body.project(body.centre + 9 * size * draws(3, 50, 3)), body.centre + torch.tensor([0.0, size * (1 - 1e-6), 0.0])
+    assert bool(body.boundary(far).all())
+    assert not bool(body.boundary(near))
+
+
 def test_known_projections():
     assert Simplex(3).project(torch.tensor([0.9, 0.5, -2.0], dtype=torch.float64)).tolist() == pytest.approx([0.7, 0.3, 0.0])
     assert Ball(2.0, centre=[1.0, 0.0]).project(torch.tensor([4.0, 4.0])).tolist() == pytest.approx([2.2, 1.6])

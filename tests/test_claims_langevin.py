@@ -1,6 +1,7 @@
 """The judges of L1-L4 on evidence made by hand, the studies in small, and volumes against known ones."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -271,6 +272,23 @@ def test_the_volume_of_a_body_grows_with_its_size_alone(size):
         body, volumes.hit_and_run(body, steps=24), start=2000, generator=torch.Generator().manual_seed(9)
     )
     assert math.exp(found_here.log_volume) / size**3 == pytest.approx(4 / 3 * math.pi, rel=4 * found_here.stderr)
+
+
+def test_phases_go_on_where_the_last_one_ended_with_the_step_of_the_paper(monkeypatch):
+    body, starts, told = volumes.body_of("box", 5), [], []
+    chains = volumes.chains
+    monkeypatch.setattr(volumes, "chains", lambda slope, own, **options: told.append(options) or chains(slope, own, **options))
+    inner = volumes.langevin(body, steps=16, step=0.5)
+
+    def walk(points, s, generator):
+        samples = inner(points, s, generator)
+        starts.append((points, samples[-1], s))
+        return samples
+
+    volumes.annealed(body, walk, start=20, generator=torch.Generator().manual_seed(4))
+    assert [options["lr"] for options in told] == pytest.approx([0.5 * s / 25 for s in volumes.schedule(body)])
+    assert len(starts) > 5
+    assert all(torch.equal(after[0], before[1]) for before, after in pairwise(starts))
 
 
 def test_hit_and_run_samples_a_truncated_gaussian():

@@ -97,6 +97,17 @@ def test_the_centre_is_the_point_before_the_first_update_and_goes_with_the_state
     assert float((q.detach() - torch.tensor([5.0, 6.0])).norm()) <= 0.3 + 1e-12
 
 
+def test_a_state_brings_its_centre_to_a_walker_that_has_one():
+    far, here = parameter([5.0, 6.0]), parameter([0.0, 1.0])
+    one, other = (ProjectedLangevin([p], 0.5, radius=0.3, generator=generator()) for p in (far, here))
+    walk(one, far, 4)
+    walk(other, here, 4)
+    other.load_state_dict(one.state_dict())
+    here.data.copy_(far)
+    assert torch.equal(walk(other, here, 3), walk(one, far, 3))
+    assert float((here.detach() - torch.tensor([5.0, 6.0])).norm()) <= 0.3 + 1e-12
+
+
 def test_a_radius_that_changes_keeps_the_centre():
     p = parameter([1.0, 2.0])
     walker = ProjectedLangevin([p], 0.5, radius=0.3, generator=generator())
