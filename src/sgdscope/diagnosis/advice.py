@@ -138,7 +138,7 @@ def diagnose(
 
     Cost: some 60 Hessian products, 16 gradients, and what `forecast.annealing` costs.
     Source: Cohen et al. 2021 (2103.00065) and 2022 (2207.14484) for the edge; McCandlish et al. 2018 (1812.06162), sections
-        2.2-2.3, for the scales and the price of a batch; `papers/annealing_forecast.md`.
+        2.2-2.3, for the scales and the price of a batch; this project, `docs/annealing.md`.
     """
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise ArgumentError(f"k: expected an integer >= 1, got {k!r}")

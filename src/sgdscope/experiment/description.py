@@ -187,9 +187,10 @@ class Ensemble(Named):
     """Several walks in place of one: how many members, how many updates each makes, and how they are combined.
 
     The updates are `workloads`, or those that `speeds` (updates a unit of time, with `scatter` and stragglers, see
-    `replicas.finished`) have finished at the `deadline`, or all of the phases. `lost` names members that are killed: their walks
-    are recorded and have no weight. Members start at one point and see the data in orders of their own; with `own_start` each
-    starts at the first values of its own seed. Further keys are options of the ensemble, as its catalogue entry names them.
+    `replicas.finished`) have finished at the `deadline`, or all of the phases. `lost` names members that are killed after their
+    last update: their walks are recorded and have no weight in the combination; where members meet on the way they took part
+    in that. Members start at one point and see the data in orders of their own; with `own_start` each starts at the first
+    values of its own seed. Further keys are options of the ensemble, as its catalogue entry names them.
     """
 
     name: str = "weighted_parallel"

@@ -111,7 +111,7 @@ def annealing(
 
     Cost: 1 + 3 x budgets evaluations of each surface; quiet steps 256 training steps. Without sums a replayed run makes its last
     3N updates again.
-    Source: `papers/annealing_forecast.md`.
+    Source: this project, `docs/annealing.md`.
     """
     step, shares = _checked(trajectory, budgets, at)
     fall = decay(shape, floor=floor)

@@ -1,6 +1,6 @@
 """The loss after a decay of the learning rate, from the losses at three consecutive averages of the iterates: pure functions.
 
-Source: `papers/annealing_forecast.md`. Decaying over N steps with frozen updates gives exactly the uniform average of the last
+Source: this project, `docs/annealing.md`. Decaying over N steps with frozen updates gives exactly the uniform average of the last
 N iterates, so the loss at the average over (T - N, T] is that of the decay which should have begun N steps ago, the average
 before it that of 2N ago; "now" is one more window along the same curve.
 """
@@ -154,7 +154,7 @@ def predict(losses: ArrayLike, now: ArrayLike, *, step: float, width: float, dec
     Raises:
         ArgumentError: N is not in 1..T/3, or the losses are not three.
 
-    Source: `papers/annealing_forecast.md`, "Recommended estimator".
+    Source: this project, `docs/annealing.md`.
     """
     values, present = np.asarray(losses, np.float64), np.asarray(now, np.float64)
     if values.ndim < 1 or values.shape[-1] != 3:

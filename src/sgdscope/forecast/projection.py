@@ -105,7 +105,7 @@ def quiet_point(
         DataError: the surface has no single examples.
 
     Cost: 32 gradients of 8 x BS examples: 256 training steps.
-    Source: `papers/annealing_forecast.md`, "Recommended estimator" (ii).
+    Source: this project, `docs/annealing.md`: the quiet steps.
     """
     method = method_of(trajectory, step)
     if not (method.lr > 0 and method.batch_size >= 1):

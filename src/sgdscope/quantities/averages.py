@@ -125,7 +125,7 @@ class Averages:
     Raises:
         ArgumentError: an argument is out of range.
 
-    Source: `papers/annealing_forecast.md`, "Recommended estimator" (a ring of sums over blocks).
+    Source: this project, `docs/annealing.md` (a ring of sums over blocks).
     """
 
     kind = KIND
