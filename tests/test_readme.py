@@ -3,13 +3,15 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_code_of_the_readme_runs(monkeypatch, tmp_path):
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_the_code_of_the_readme_runs(monkeypatch, tmp_path, reduction):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) == 4
@@ -22,7 +24,7 @@ def test_the_code_of_the_readme_runs(monkeypatch, tmp_path):
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.3),
         "loader": torch.utils.data.DataLoader(data, batch_size=20, shuffle=True, generator=generator),
         "data": data,
-        "loss": lambda m, batch: torch.nn.functional.cross_entropy(m(batch[0]), batch[1]),
+        "loss": lambda m, batch: torch.nn.functional.cross_entropy(m(batch[0]), batch[1], reduction=reduction),
     }
     for block in blocks:
         exec(block, names)
