@@ -133,6 +133,13 @@ def test_demo_says_what_it_saw_in_five_lines(sgdscope, tmp_path):
     assert all(f"lr{lr}" in page for lr in ("0.6", "0.05"))
 
 
+def test_claims_are_listed_in_the_order_of_their_papers(sgdscope):
+    ids = [row["id"] for row in json.loads(sgdscope("list", "claims", "--json")[1])]
+    assert [i for i in ids if i.startswith("X")] == [f"X{n}" for n in range(1, 14) if f"X{n}" in ids]
+    assert ids.index("W2") < ids.index("W10") < ids.index("WP1")
+    assert ids.index("F1") < ids.index("S1") < ids.index("W1")
+
+
 def test_an_interrupted_command_says_what_is_kept(sgdscope, monkeypatch):
     def interrupt(_what):
         raise KeyboardInterrupt

@@ -287,9 +287,15 @@ def _rows(what: Catalogue) -> list[dict[str, Any]]:
         return [
             {"id": e.id, "paper": e.paper, "scope": e.scope, "description": e.sentence, "statistic": e.statistic}
             | {"threshold": e.threshold, "source": str(e.source)}
-            for e in entries.values()
+            for e in sorted(entries.values(), key=_in_the_paper)
         ]
     return [{"name": name, "description": _first_sentence(entry)} for name, entry in entries.items()]
+
+
+def _in_the_paper(claim: Any) -> tuple[str, int]:
+    """Where a claim stands in a list: by the letters of its id, then by its number (W2 before W10)."""
+    letters = claim.id.rstrip("0123456789")
+    return letters, int(claim.id[len(letters) :] or 0)
 
 
 def _first_sentence(entry: Any) -> str:
