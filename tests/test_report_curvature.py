@@ -86,6 +86,13 @@ def test_above_the_edge_and_preconditioned_edges_are_told(tmp_path):
     assert "unstable: " not in words(report(run(curvature=none), tmp_path / "page.html"))
 
 
+def test_how_many_points_lie_above_the_edge_is_told_where_there_are_several(tmp_path):
+    page = words(report(run(curvature=curvature((1.2, 5.3, 3.0), limit=2.0)), tmp_path / "page.html"))
+    assert "2 of 3 points lie above the edge, their median is 1.5 times it." in page
+    unknown = curvature((1.2, 5.3, 3.0), edge=("step", np.array([np.nan, 2.0, np.nan])))
+    assert "points lie above" not in words(report(run(curvature=unknown), tmp_path / "page.html"))
+
+
 def test_what_did_not_converge_is_said_and_not_used(tmp_path):
     outcome = np.array([0, 0, Outcome.not_converged], np.int8)
     page = words(report(run(curvature=curvature(sharpness_outcome=("step", outcome))), tmp_path / "page.html"))

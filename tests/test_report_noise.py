@@ -149,6 +149,11 @@ def test_real_measurements_are_told_with_their_own_numbers(tmp_path):
     assert f"The walk left the valley at {left:.0f} of 40 updates: a mean stay of" in page
     assert "Stays this short are steps out of the valley as it was given" in page
     drawn = (tmp_path / "page.html").read_text(encoding="utf-8")
+    heads = [head for head in re.findall(r"<thead>.*?</thead>", drawn) if "<th>update</th>" in head]
+    sizes, shape = (next(head for head in heads if label in head) for label in ("Tr C</th>", "slope of C on H"))
+    assert "temperature" in sizes
+    assert "slope" not in sizes
+    assert "cos(C, H)" in shape
     for title in (
         "height above the floor (loss)",
         "share longer than t",

@@ -48,7 +48,7 @@ def curvature_words(data: xr.Dataset) -> list[str]:
     if (index := last(known)) is None:
         words.append("No largest eigenvalue of the Hessian converged at any measured point.")
     else:
-        words += [_largest(data, known, index), *_path(data, known), *_rest(data, index)]
+        words += [_largest(data, known, index), *_path(data, known), *_crossings(data, known), *_rest(data, index)]
     if poor.any():
         words.append(
             f"At {int(poor.sum())} of {len(top)} measured points the largest eigenvalue did not converge; "
@@ -73,6 +73,17 @@ def edge_words(data: xr.Dataset, index: int) -> str:
     if np.isfinite(limit):
         return f", {number(edge)} times the {number(limit)} at which the method becomes unstable: {side} the edge"
     return f"; preconditioned as the method does, it is {number(edge)} times its threshold: {side} the edge"
+
+
+def _crossings(data: xr.Dataset, known: Array) -> list[str]:
+    """How many points lie above the edge: single points of a noisy walk say little."""
+    edge = along(data, "edge")[np.isfinite(known)]
+    edge = edge[np.isfinite(edge)]
+    if len(edge) < 2:
+        return []
+    return [
+        f"{int((edge > 1).sum())} of {len(edge)} points lie above the edge, their median is {number(np.median(edge))} times it."
+    ]
 
 
 def _path(data: xr.Dataset, known: Array) -> list[str]:

@@ -255,11 +255,16 @@ COLUMNS = {
 
 
 def _table(data: xr.Dataset) -> str:
+    """Two tables, each as wide as the page: the sizes of the noise, and how it lies to the Hessian."""
     columns: dict[str, Array | tuple[Array, Array]] = {}
     for name, label in COLUMNS.items():
         columns[label] = (_fine(data, name), along(data, f"{name}_stderr"))
     columns[COLUMNS["temperature"]] = along(data, "temperature")  # its relative error is that of Tr C
-    return point_table(data, columns) + '<p class="soft">|g|² and Tr C are in loss²/θ², scales in examples.</p>'
+    labels = list(columns)
+    middle = labels.index(COLUMNS["slope"])
+    sizes, shape = ({label: columns[label] for label in part} for part in (labels[:middle], labels[middle:]))
+    units = '<p class="soft">|g|² and Tr C are in loss²/θ², scales in examples.</p>'
+    return point_table(data, sizes) + units + point_table(data, shape)
 
 
 def _fine(data: xr.Dataset, name: str) -> Array:
