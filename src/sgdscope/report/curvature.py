@@ -48,7 +48,8 @@ def curvature_words(data: xr.Dataset) -> list[str]:
     if (index := last(known)) is None:
         words.append("No largest eigenvalue of the Hessian converged at any measured point.")
     else:
-        words += [_largest(data, known, index), *_path(data, known), *_crossings(data, known), *_rest(data, index)]
+        here = " ".join([_largest(data, known, index), *_crossings(data, known)])
+        words += [here, *_path(data, known), *_rest(data, index)]
     if poor.any():
         words.append(
             f"At {int(poor.sum())} of {len(top)} measured points the largest eigenvalue did not converge; "
