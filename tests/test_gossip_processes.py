@@ -60,7 +60,7 @@ def test_the_walk_outlives_the_process_that_held_it(tmp_path):
     assert all(p.returncode == 0 for p in processes), errors
     told = {r: json.loads(Path(tmp_path / f"{r}.json").read_text()) for r in (0, 1, 3)}
     assert not (tmp_path / "2.json").exists()
-    assert all(one["gone"] == [2] for one in told.values())
+    assert all(2 in one["gone"] for one in told.values())  # and, at the end, those that finished before this one
     visits = sorted((*v, r) for r, one in told.items() for v in one["visits"])
     steps = [v[1] for v in visits]
     assert sum(one["restarts"] for one in told.values()) >= 1

@@ -322,3 +322,5 @@ def test_a_mask_or_fractions_are_no_indices():
     for wrong in (torch.tensor([True, False, True, True]), torch.tensor([0.5, 2.0])):
         with pytest.raises(ArgumentError, match=f"indices: expected whole numbers, got {wrong.dtype}; of a mask name"):
             surface.per_example_grads(surface.theta(), wrong)
+        with pytest.raises(ArgumentError, match="indices: expected whole numbers"):
+            surface.subset(wrong)

@@ -234,3 +234,25 @@ class Layout:
             The layout.
         """
         return cls(tuple(data["names"]), tuple(tuple(s) for s in data["shapes"]), tuple(data["dtypes"]))
+
+
+def whole_indices(indices: Any, count: int) -> Tensor:
+    """Check the numbers of some of the examples.
+
+    Args:
+        indices: [n] whole numbers, at least one; a number may come twice.
+        count: N.
+
+    Returns:
+        [n] int64 on the CPU.
+
+    Raises:
+        ArgumentError: a mask, fractions, or a number outside of [0, N).
+    """
+    named = torch.as_tensor(indices)
+    if named.numel() and (named.dtype == torch.bool or named.is_floating_point() or named.is_complex()):
+        raise ArgumentError(f"indices: expected whole numbers, got {named.dtype}; of a mask name mask.nonzero()[:, 0]")
+    chosen = named.to(torch.int64).cpu()
+    if chosen.ndim != 1 or not len(chosen) or int(chosen.min()) < 0 or int(chosen.max()) >= count:
+        raise ArgumentError(f"indices: expected numbers in [0, {count}), at least one, got {chosen.tolist()}")
+    return chosen

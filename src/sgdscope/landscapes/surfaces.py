@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sgdscope.errors import ArgumentError, SurfaceError
 from sgdscope.records import Line
+from sgdscope.vector import whole_indices
 
 Buffers = Mapping[str, Tensor] | None
 
@@ -194,10 +195,7 @@ class Landscape(ABC):
 
     def rows(self, indices: Sequence[int] | Tensor) -> Tensor:
         """Some of the examples as a batch: their indices, int64."""
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
-        if chosen.ndim != 1 or not len(chosen) or int(chosen.min()) < 0 or int(chosen.max()) >= self.examples:
-            raise ArgumentError(f"indices: expected numbers in [0, {self.examples}), at least one, got {indices!r}")
-        return chosen
+        return whole_indices(indices, self.examples)
 
     def subset(self, indices: Sequence[int] | Tensor) -> Landscape:
         """The mean loss over some of the examples; the surface itself where there is no noise."""

@@ -17,6 +17,7 @@ from sgdscope.surface.examples import Way, decide, losses_of
 from sgdscope.surface.points import Buffers, Points
 from sgdscope.surface.private import PrivateModel, undisturbed
 from sgdscope.surface.proof import SEED, generic_point
+from sgdscope.vector import whole_indices
 
 GradientWay = Literal["vmap", "loop"]
 ROW_MEMORY, CUDA_ROW_MEMORY = 2**30, 8 * 2**30  # bytes of rows that are returned whole
@@ -338,12 +339,7 @@ class ExampleGradients(Points):
     def _chosen(self, indices: Sequence[int] | Tensor | None) -> Tensor:
         if indices is None:
             return torch.arange(self._examples or 0)
-        named = torch.as_tensor(indices)
-        if named.numel() and (named.dtype == torch.bool or named.is_floating_point() or named.is_complex()):
-            raise ArgumentError(f"indices: expected whole numbers, got {named.dtype}; of a mask name mask.nonzero()[:, 0]")
-        chosen = named.to(torch.int64).cpu()
-        self._check_indices(chosen)
-        return chosen
+        return whole_indices(indices, self._examples or 0)
 
     def _room(self, memory: int | None, usual: int, cuda: int) -> int:
         if memory is not None and memory < 1:

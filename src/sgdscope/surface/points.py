@@ -16,7 +16,7 @@ from sgdscope.surface.construction import BatchNorm
 from sgdscope.surface.data import Batches, map_tensors
 from sgdscope.surface.private import Mode, PrivateModel
 from sgdscope.surface.twins import Twins
-from sgdscope.vector import Layout
+from sgdscope.vector import Layout, whole_indices
 
 Buffers = Mapping[str, Tensor]
 
@@ -118,12 +118,6 @@ class Points:
         }
 
     def _subset(self, indices: Sequence[int] | Tensor, at_most: int) -> Batches:
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
         if self._examples is None or self._group is not None or not self._twins.cut:
             raise DataError("data: they were given in batches; pass a Dataset or tensors, so that single examples can be taken")
-        self._check_indices(chosen)
-        return self._batches.recut(at_most, chosen)
-
-    def _check_indices(self, chosen: Tensor) -> None:
-        if chosen.ndim != 1 or not len(chosen) or int(chosen.min()) < 0 or int(chosen.max()) >= (self._examples or 0):
-            raise ArgumentError(f"indices: expected numbers in [0, {self._examples}), at least one, got {chosen!r}")
+        return self._batches.recut(at_most, whole_indices(indices, self._examples))
