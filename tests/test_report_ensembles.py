@@ -69,7 +69,8 @@ def test_run_measure_report_of_an_ensemble(sgdscope, tmp_path):
     assert code == 0, err
     page = (tmp_path / "p.html").read_text()
     assert all(f"<h2>{name}</h2>" in page for name in ("member-0", "member-1"))
-    assert "members and their average" in page
+    assert '<a href="#ensemble-1">p</a>' in page
+    assert '<section class="ensemble" id="ensemble-1"><h2>p: members and their average' in page
     assert re.search(r"geometric weights \(rate 0.04\) over 3 of 3 members with 0 to 12 updates", page)
 
 

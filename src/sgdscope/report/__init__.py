@@ -55,8 +55,8 @@ def report(
     body = [
         header(heading),
         seen(pages, verdicts),
-        contents(pages, bool(verdicts)),
-        *(ensemble_section(name, told) for name, told in ensembles),
+        contents(pages, bool(verdicts), ensembles=[name for name, _ in ensembles]),
+        *(ensemble_section(name, told, place=place) for place, (name, told) in enumerate(ensembles, 1)),
         *(run_section(page) for page in pages),
         across(pages),
         verdict_section(verdicts),

@@ -35,17 +35,18 @@ def unfold(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[str, Mapping[str,
     return found, ensembles
 
 
-def ensemble_section(name: str, told: Mapping[str, Any]) -> str:
+def ensemble_section(name: str, told: Mapping[str, Any], *, place: int = 1) -> str:
     """What the members say together.
 
     Args:
         name: of the folder.
         told: what its ``ensemble.json`` holds.
+        place: which of the page's ensembles it is, from 1; links find it by that.
 
     Returns:
         HTML; a sentence in place of what the file lacks.
     """
-    head = f'<section class="ensemble"><h2>{safe(name)}: members and their average</h2>'
+    head = f'<section class="ensemble" id="ensemble-{place}"><h2>{safe(name)}: members and their average</h2>'
     try:
         words, rows = _words(told), "".join(_row(m) for m in told["members"])
     except (KeyError, TypeError, ValueError) as error:

@@ -25,9 +25,10 @@ def header(heading: str) -> str:
     return f'<header><h1>{safe(heading)}</h1><p class="soft">sgdscope {sgdscope.__version__}, {made}</p></header>'
 
 
-def contents(pages: Sequence[Page], judged: bool) -> str:
-    """Links to the sections."""
-    links = [(page.key, page.name) for page in pages]
+def contents(pages: Sequence[Page], judged: bool, *, ensembles: Sequence[str] = ()) -> str:
+    """Links to the sections, in their order; ensembles by name."""
+    links = [(f"ensemble-{place}", name) for place, name in enumerate(ensembles, 1)]
+    links += [(page.key, page.name) for page in pages]
     links += [("across", "Height, floor and distance"), ("verdicts", "Verdicts" if judged else "Verdicts (none)")]
     links += [("settings", "Settings"), ("guide", "How to read this")]
     return "<nav><ul>" + "".join(f'<li><a href="#{key}">{safe(name)}</a></li>' for key, name in links) + "</ul></nav>"
