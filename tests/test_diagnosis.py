@@ -151,7 +151,13 @@ def test_a_batch_that_costs_a_tenth_more_and_its_rate():
     adam = batch_advice(replace(SGD, name="adamw", lr=1e-3), noise, None)
     assert adam.numbers["lr"] == pytest.approx(1e-3 * (62 / 20) ** 0.5)
     near = batch_advice(SGD, noise, Edge(0.8, 0.01, 0, 5, 3.0, 3.0 / 0.8, "hessian", True, 1e-4))
-    assert "by the edge at most 1.12" in near.sentence
+    assert "is 1.12 (times the factor, held at the edge: by the rule it were" in near.sentence
+    assert near.numbers["lr"] == pytest.approx(near.numbers["lr_at_the_edge"]) == pytest.approx(0.9 / 0.8)
+    few = batch_advice(SGD, noise, None, examples=told.numbers["batch_size"] - 1)
+    assert few.numbers["batch_size"] == few.numbers["high"] == told.numbers["batch_size"] - 1
+    assert few.numbers["lr"] < told.numbers["lr"]
+    assert "and is the whole data set" in few.sentence
+    assert "whole data set" not in told.sentence
     simple = batch_advice(SGD, replace(noise, curved=float("nan")), None)
     assert simple.numbers["critical_batch_size"] == pytest.approx(900)
     assert batch_advice(SGD, None, None).answer == "cannot tell"

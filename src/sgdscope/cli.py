@@ -266,7 +266,7 @@ def diagnose(
         found = _surface(trajectory, surface, data_dir)
     train, held_out = found if isinstance(found, tuple) else (found, None)
     told = diagnosis.diagnose(trajectory, train, held_out=held_out, budgets=budget or (0.1, 0.2), shape=shape, floor=floor)
-    _print({"run": str(run)} | told.to_json(), "\n".join(told.lines), as_json)
+    _print({"run": str(run)} | told.to_json(), "\n".join([f"At update {told.step}:", *told.lines]), as_json)
 
 
 @app.command("list")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -159,7 +160,8 @@ def diagnose(
     with torch.random.fork_rng(devices=[]):
         edge, noise, advice = _at_the_point(trajectory, surface, step, k, seed)
     method = method_of(trajectory, step)
-    found = (*advice, batch_advice(method, noise, edge), *annealing_advice(told))
+    examples = surface.fingerprint().get("examples")
+    found = (*advice, batch_advice(method, noise, edge, examples), *annealing_advice(told))
     diagnosis = Diagnosis(step, found, told)
     if trajectory.path is not None:
         ZarrStore.write_measurement(trajectory.path, "annealing", told)
@@ -284,16 +286,17 @@ def noise_advice(noise: Noise, method: Method) -> Advice:
     return Advice("noise", answer, text, "", numbers | {"share_of_noise": scale / (scale + batch)})
 
 
-def batch_advice(method: Method, noise: Noise | None, edge: Edge | None) -> Advice:
+def batch_advice(method: Method, noise: Noise | None, edge: Edge | None, examples: int | None = None) -> Advice:
     """Say up to which batch size scaling is near-lossless, and which learning rate goes with it.
 
     Args:
         method: of the run.
         noise: as measured; None where it was not.
         edge: as measured; None where it was not.
+        examples: N, beyond which no batch goes; None where it is not known.
 
     Returns:
-        The batch size, with the learning rate by the rule of the method.
+        The batch size, with the learning rate by the rule of the method, at most that at the edge.
     """
     if noise is None or not method.batch_size >= 1:
         return _cannot("batch size", "the noise of the gradient is not known (see noise)")
@@ -302,19 +305,23 @@ def batch_advice(method: Method, noise: Noise | None, edge: Edge | None) -> Advi
     if not math.isfinite(critical):
         return _cannot("batch size", "the gradient of the whole data is zero, and every batch is noise")
     now = round(method.batch_size)
-    price = 1 + LOSSLESS
-    best = max(now, int(price * now + LOSSLESS * critical))
-    low, high = (max(now, int(price * now + LOSSLESS * max(0.0, critical + side * Z95 * error))) for side in (-1, 1))
+    most_examples = max(now, examples or sys.maxsize)
+
+    def lossless(scale: float) -> int:
+        return min(max(now, int((1 + LOSSLESS) * now + LOSSLESS * max(0.0, scale))), most_examples)
+
+    best, low, high = (lossless(critical + side * Z95 * error) for side in (0, -1, 1))
     numbers = {"critical_batch_size": critical, "critical_stderr": error, "batch_size": best, "low": low, "high": high}
     rate, rule = _rate_for(method, best / now)
     limit = ""
     if edge is not None and edge.matrix == "hessian" and edge.ratio > 0 and rate > (most := method.lr / edge.ratio):
-        limit = f"; by the edge at most {max(most, method.lr):.3g}"
-        numbers["lr_at_the_edge"] = most
+        limit = f", held at the edge: by the rule it were {rate:.3g}"
+        rate, numbers["lr_at_the_edge"] = max(most, method.lr), most
+    whole = ", and is the whole data set" if best == examples else ""
     text = (
-        f"Batch size: up to {best} ({low} to {high}) costs at most {LOSSLESS:.0%} more examples than {now} does (critical batch "
-        f"{critical:.3g} ± {Z95 * error:.2g}, {'Hessian-weighted' if curved else 'simple'}); the learning rate that goes with it "
-        f"is {rate:.3g} ({rule}){limit}."
+        f"Batch size: up to {best} ({low} to {high}) costs at most {LOSSLESS:.0%} more examples than {now} does{whole} "
+        f"(critical batch {critical:.3g} ± {Z95 * error:.2g}, {'Hessian-weighted' if curved else 'simple'}); the learning rate that goes with it "
+        f"is {rate:.3g} ({rule}{limit})."
     )
     return Advice("batch size", f"up to {best}", text, "", numbers | {"lr": rate})
 
@@ -323,7 +330,7 @@ def _rate_for(method: Method, factor: float) -> tuple[float, str]:
     """The learning rate for a batch that is `factor` times as large, and the rule in words."""
     kind = method.name if method.name in {"adam", "adamw", "rmsprop"} else "adam" if method.adaptive else "sgd"
     scaled = theory.rescale({"lr": method.lr, "batch_size": 10**6}, factor, method=kind)
-    return float(scaled.settings["lr"]), "x root of the factor" if method.adaptive else "x the factor"
+    return float(scaled.settings["lr"]), "times the root of the factor" if method.adaptive else "times the factor"
 
 
 def annealing_advice(told: xr.Dataset) -> list[Advice]:
