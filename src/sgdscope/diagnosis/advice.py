@@ -320,8 +320,8 @@ def batch_advice(method: Method, noise: Noise | None, edge: Edge | None, example
     whole = ", and is the whole data set" if best == examples else ""
     text = (
         f"Batch size: up to {best} ({low} to {high}) costs at most {LOSSLESS:.0%} more examples than {now} does{whole} "
-        f"(critical batch {critical:.3g} ± {Z95 * error:.2g}, {'Hessian-weighted' if curved else 'simple'}); the learning rate that goes with it "
-        f"is {rate:.3g} ({rule}{limit})."
+        f"(critical batch {critical:.3g} ± {Z95 * error:.2g}, {'Hessian-weighted' if curved else 'simple'}); "
+        f"the learning rate that goes with it is {rate:.3g} ({rule}{limit})."
     )
     return Advice("batch size", f"up to {best}", text, "", numbers | {"lr": rate})
 
