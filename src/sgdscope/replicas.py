@@ -286,7 +286,7 @@ def average(replicas: Sequence[Sequence[Tensor]], weights: Tensor) -> Tensor:
         raise ArgumentError(f"replicas: expected the shapes of replica 0, {shapes[0]}, got {shapes[odd]} in replica {odd}")
     kinds = [torch.promote_types(t.dtype, torch.float32) for t in replicas[0]]
     size = sum(t.numel() for t in replicas[0])
-    total = torch.zeros(size, dtype=max(kinds, key=lambda d: torch.finfo(d).bits), device=replicas[0][0].device)
+    total = torch.empty(size, dtype=max(kinds, key=lambda d: torch.finfo(d).bits), device=replicas[0][0].device)
     kept = [(w, replica) for w, replica in zip(omega, replicas, strict=True) if w] or [(0.0, replicas[0])]
     place = 0
     with torch.no_grad():
