@@ -482,6 +482,16 @@ def test_measurements_of_other_types_are_refused(run):
     assert list(ZarrStore.measurements(run).children) == ["valley"]
 
 
+def test_a_folder_of_runs_is_no_run_and_its_runs_are_named(tmp_path):
+    from sgdscope.files import Run
+
+    for name in ("lr0.6", "lr0.05"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text("{}")
+    with pytest.raises(StoreError, match=r"there is no run here \(no run.json\); give one of the runs inside: lr0.05, lr0.6"):
+        Run(tmp_path).header()
+
+
 def test_settings_must_be_json(tmp_path):
     with pytest.raises(ArgumentError, match="settings: expected JSON types only"):
         ZarrStore(tmp_path / "run").begin(Header(HEADER.layout, HEADER.buffer_layout, {"f": print}))

@@ -356,7 +356,9 @@ class Run(RunFiles):
     def header(self) -> Header:
         """Read ``run.json``."""
         if "run.json" not in self.listing(""):
-            raise StoreError(f"{self.root}: there is no run here (no run.json); give the directory that a Recorder wrote")
+            inside = sorted(path.parent.name for path in self.root.glob("*/run.json"))
+            which = f"one of the runs inside: {', '.join(inside[:6])}" if inside else "the directory that a Recorder wrote"
+            raise StoreError(f"{self.root}: there is no run here (no run.json); give {which}")
         data = self.read_json("run.json")
         if isinstance(version := data.get("schema_version"), int) and version > SCHEMA_VERSION:
             raise StoreError(f"{self.root}: was written in schema {version}, newer than {SCHEMA_VERSION}; update sgdscope")
