@@ -364,7 +364,9 @@ def test_frozen_batchnorm_stays_frozen_on_a_batch():
     model = trained(batchnorm_net()).train()
     model[1].eval()
     surface = LossSurface(model, mean_loss, batches())
-    close(surface.on_batch(batches()[0]).value(surface.theta()), mean_loss(copy.deepcopy(model), batches()[0]).item())
+    value = surface.on_batch(batches()[0]).value(surface.theta())
+    close(value, mean_loss(copy.deepcopy(model), batches()[0]).item())
+    assert abs(value - mean_loss(copy.deepcopy(model).train(), batches()[0]).item()) > 1e-3  # with the statistics of the batch
 
 
 def test_on_batch_is_the_training_loss_without_dropout():
