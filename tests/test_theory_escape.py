@@ -1,6 +1,7 @@
 """Escape times against exact quadrature, the spectrum of the Klein-Kramers equation and simulated walks."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -200,7 +201,7 @@ def test_determinants_of_valley_and_pass():
 
 def test_sharper_valleys():
     """Theorem 2: log(tau k) falls as 1 / k; white noise: tau goes as 1 / k."""
-    sharp = WELL.sharpened(2.5)
+    sharp = replace(WELL, minimum=2.5 * WELL.minimum, saddle=2.5 * WELL.saddle, along=2.5 * WELL.uphill)
     assert theory.kramers_time(sharp, 0.05).value == pytest.approx(theory.kramers_time(WELL, 0.05).value / 2.5)
     logs = [theory.hessian_noise_time(b, lr=0.02, batch_size=1, share=0.3).log for b in (WELL, sharp)]
     exponent = 2 * 0.25 / 0.02 * (0.3 / 2 + 0.7)

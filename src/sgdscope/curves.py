@@ -237,7 +237,7 @@ def _reach(x: Array, y: Array, zero: int, height: float) -> float:
     return float(x[j - 1] + width * -2 * low / (slope + np.sqrt(max(slope * slope - 4 * bend * low, 0.0))))
 
 
-def first_rise(loss: Callable[[float], float], start: float, *, tolerance: float = 0.01, limit: int = 60) -> float:
+def first_rise(loss: Callable[[float], float], start: float) -> float:
     """Find a step at which the loss comes to lie above where it began, by doubling or halving, then bisection.
 
     The loss is taken to lie below its beginning before that step and above it after; where it crosses more often, one of the
@@ -246,11 +246,9 @@ def first_rise(loss: Callable[[float], float], start: float, *, tolerance: float
     Args:
         loss: step -> loss; at 0 it is where it began.
         start: first step tried, > 0.
-        tolerance: width of the final bracket, relative to its upper end.
-        limit: doublings or halvings at most.
 
     Returns:
-        The middle of the bracket; NaN where none was found.
+        The middle of a bracket 1 % of its upper end wide; NaN where 60 doublings or halvings found none.
     """
     begin = loss(0.0)
 
@@ -258,14 +256,14 @@ def first_rise(loss: Callable[[float], float], start: float, *, tolerance: float
         return not loss(step) <= begin
 
     low, high = (0.0, start) if above(start) else (start, np.inf)
-    for _ in range(limit):
+    for _ in range(60):
         if low > 0 and high < np.inf:
             break
         trial = high / 2 if low == 0 else 2 * low
         low, high = (low, trial) if above(trial) else (trial, high)
     if not (low > 0 and high < np.inf):
         return np.nan
-    while high - low > tolerance * high:
+    while high - low > 0.01 * high:
         middle = (low + high) / 2
         low, high = (low, middle) if above(middle) else (middle, high)
     return (low + high) / 2

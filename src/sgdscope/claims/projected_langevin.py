@@ -156,10 +156,10 @@ def samples_the_target(runs: Sequence[Evidence]) -> Verdict:
 # --- L2 ---------------------------------------------------------------------------------------------------------------------
 
 
-def _mixings(dims: Sequence[int], chains: int, c: float = 0.02) -> list[Description]:
-    """From the centre of [-1, 1]^d and of the unit ball, lr = c / d^2."""
+def _mixings(dims: Sequence[int], chains: int) -> list[Description]:
+    """From the centre of [-1, 1]^d and of the unit ball, lr = 0.02 / d^2."""
     return [
-        {"label": f"{body}-d{d}", "body": body, "d": d, "c": c, "tolerance": 0.1, "time": 5.0, "chains": chains}
+        {"label": f"{body}-d{d}", "body": body, "d": d, "c": 0.02, "tolerance": 0.1, "time": 5.0, "chains": chains}
         for body in ("box", "ball")
         for d in dims
     ]
@@ -234,12 +234,12 @@ def _ratios(ends: Table) -> list[float]:
 # --- L3 ---------------------------------------------------------------------------------------------------------------------
 
 
-def _volumes(dims: Mapping[int, int], steps: float = 8.0) -> list[Description]:
+def _volumes(dims: Mapping[int, int]) -> list[Description]:
     """Both bodies with all samplers; steps a phase in units of d^2, in 8 of which |x|^2 relaxes 8 times; hit-and-run takes 2."""
     return [
         {
             "label": f"{body}-d{d}-{sampler}", "body": body, "d": d, "sampler": sampler, "chains": chains,
-            "steps": steps / 4 if sampler == "hit_and_run" else steps,
+            "steps": 2.0 if sampler == "hit_and_run" else 8.0,
         }
         for body in ("box", "box_and_ball")
         for d, chains in dims.items()

@@ -128,13 +128,12 @@ class Network(Potential):
         moved._start = theta.detach().to(F64).clone()
         return moved
 
-    def settle(self, updates: int, *, lr: float, momentum: float = 0.9) -> Network:
-        """Descend by full-batch gradients, so that walkers start in a minimum, or as near to one as that many updates come.
+    def settle(self, updates: int, *, lr: float) -> Network:
+        """Descend by full-batch heavy ball (momentum 0.9): walkers start in a minimum, or as near as that many updates come.
 
         Args:
             updates: how many, at least 1.
             lr: learning rate > 0.
-            momentum: of heavy ball, 0 <= momentum < 1.
 
         Returns:
             The network with its start where the descent ended.
@@ -147,7 +146,7 @@ class Network(Potential):
         theta, velocity = self.start()[None], torch.zeros(1, self.size, dtype=F64)
         above("lr", lr)
         for _ in range(count("updates", updates)):
-            velocity = momentum * velocity + self.gradient(theta)
+            velocity = 0.9 * velocity + self.gradient(theta)
             theta = theta - lr * velocity
         if not torch.isfinite(theta).all():
             raise ArgumentError(f"lr: the descent to a minimum diverged at lr = {lr:g}; lower it")

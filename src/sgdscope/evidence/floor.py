@@ -46,17 +46,16 @@ def floor_point(surface: Surface, a: State, b: State) -> State:
     return a[0] + alpha * (b[0] - a[0]), mixed
 
 
-def project(surface: Surface, state: State, length: float, steps: int = PROJECTION) -> State:
+def project(surface: Surface, state: State, length: float) -> State:
     """Go down to the floor by gradient descent in small steps.
 
     theta <- theta - s grad L, s = length / |grad L| at first, halved until the loss falls by at least 3/4 s |grad L|^2;
-    ends when s |grad L|^2 <= `EPSILON` x the height found.
+    ends when s |grad L|^2 <= `EPSILON` x the height found, or after `PROJECTION` gradients.
 
     Args:
         surface: the loss.
         state: point and buffers; the buffers stay.
         length: of the first step, > 0.
-        steps: budget of gradients.
 
     Returns:
         The floor point.
@@ -65,7 +64,7 @@ def project(surface: Surface, state: State, length: float, steps: int = PROJECTI
     value, gradient = surface.value_and_grad(theta, buffers or None)
     top, squared = value, float(gradient.double().square().sum())
     size = length / squared**0.5 if squared > 0 else 0.0
-    for _ in range(steps):
+    for _ in range(PROJECTION):
         fall = size * squared
         if fall <= EPSILON * (top - value) or fall == 0:
             break

@@ -32,10 +32,10 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 }  # E8; "bottomscaled" is topscaled by 1 / f at another learning rate
 
 
-def _paper(seed: int, lr: float, batch: int, model: Mapping[str, Any], *, epochs: int = EPOCHS) -> Description:
+def _paper(seed: int, lr: float, batch: int, model: Mapping[str, Any]) -> Description:
     """One run of the released scripts, with points along it."""
     told = described("paper", seed, lr, batch, at="path", weight_decay=0.0)
-    updates = epochs * (CIFAR // batch)
+    updates = EPOCHS * (CIFAR // batch)
     told["phases"][0]["updates"] = updates
     told["record"]["snapshots"]["at"] = path_of(updates)
     return told | {"name": f"paper-{model['name']}-lr{lr:g}-batch{batch}-seed{seed}", "model": dict(model)}

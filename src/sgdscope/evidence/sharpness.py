@@ -101,19 +101,18 @@ def path(run: Evidence, name: str = "sharpness", group: str = "curvature", rank:
     return Path(run, np.asarray(data["step"].values, np.int64)[good], values[good], losses[good])
 
 
-def paths(runs: Sequence[Evidence], name: str = "sharpness", group: str = "curvature", least: int = POINTS) -> list[Path]:
+def paths(runs: Sequence[Evidence], name: str = "sharpness", *, least: int = POINTS) -> list[Path]:
     """The paths of those runs that have enough points, ordered by learning rate, batch size and seed.
 
     Args:
         runs: the evidence.
-        name: of a variable over `step`.
-        group: its quantity.
+        name: of a variable over `step` of the quantity curvature.
         least: points asked for.
 
     Returns:
         One a run.
     """
-    found = [p for p in (path(run, name, group) for run in runs) if len(p.steps) >= least]
+    found = [p for p in (path(run, name) for run in runs) if len(p.steps) >= least]
     return sorted(found, key=lambda p: (p.lr, p.batch_size, p.seed))
 
 

@@ -147,16 +147,16 @@ def early_odds(claim: str, runs: Sequence[Evidence], seeds: int) -> Verdict | No
 def drawn_odds(
     settings: Sequence[Mapping[str, Any]],
     *,
-    shaped: float = 0.2,
     white: float = 0.0,
     seeds: int = 5,
     crossings: float = 20.0,
 ) -> Callable[[int], list[Evidence]]:
-    """Control: log odds that are written down, with scatter of 0.05 between seeds; they are 1/2 log r at B / lr or 1 / D = 7.
+    """Control: log odds that are written down, with scatter of 0.05 between seeds.
+
+    They are 1/2 log r at B / lr or 1 / D = 7, and rise by 0.2 a unit of B / lr under |H|-shaped noise.
 
     Args:
         settings: descriptions without name and seed.
-        shaped: their slope over B / lr under |H|-shaped noise.
         white: their slope over 1 / D under white noise.
         seeds: how many.
         crossings: passages of a walker.
@@ -172,7 +172,7 @@ def drawn_odds(
                 run = Evidence(dict(setting) | {"seed": s}, xr.Dataset(), {})
                 kind, x = _setting(run)
                 level = log(float(setting["potential"]["stretch"]))
-                value = level + (white if kind == "white" else shaped) * (x - 7) + float(random.normal(0, 0.05))
+                value = level + (white if kind == "white" else 0.2) * (x - 7) + float(random.normal(0, 0.05))
                 extra = {"log_odds": value, "stderr": 0.05, "crossings": crossings, "apart": 0.3, "mixed": True}
                 found.append(Evidence(run.settings, xr.Dataset(), {}, extra | {"sharpness": 2.0}))
         return found

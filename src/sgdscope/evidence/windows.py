@@ -124,12 +124,11 @@ def finite(found: Sequence[Window], name: str, group: str = "valley") -> NDArray
     return np.asarray(values[np.isfinite(values)], np.float64)
 
 
-def windows_of(run: Evidence, least: int = UPDATES) -> list[Window]:
-    """The windows of a run that are long enough.
+def windows_of(run: Evidence) -> list[Window]:
+    """The windows of a run that have at least `UPDATES` updates.
 
     Args:
         run: with the quantity valley.
-        least: number of updates asked for.
 
     Returns:
         In the order of time.
@@ -139,7 +138,7 @@ def windows_of(run: Evidence, least: int = UPDATES) -> list[Window]:
         return []
     ends = zip(np.atleast_1d(valley["window_first"].values), np.atleast_1d(valley["window_last"].values), strict=True)
     initial = initial_loss(run)
-    return [_window(run, valley, i, int(a), int(b), initial) for i, (a, b) in enumerate(ends) if b - a >= least]
+    return [_window(run, valley, i, int(a), int(b), initial) for i, (a, b) in enumerate(ends) if b - a >= UPDATES]
 
 
 def _window(run: Evidence, valley: xr.Dataset, index: int, first: int, last: int, initial: float) -> Window:

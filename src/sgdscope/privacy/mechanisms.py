@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sgdscope.errors import ArgumentError
 
-Norm = Literal["l2", "l1"]
 NORMS: dict[str, int] = {"l2": 2, "l1": 1}
 
 

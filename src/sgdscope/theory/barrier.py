@@ -96,21 +96,6 @@ class Barrier:
         """
         return float(np.log(np.abs(self.saddle)).sum() - np.log(self.minimum).sum()) / 2
 
-    def sharpened(self, factor: float) -> Barrier:
-        """The barrier of L_k(theta) = L(sqrt(k) theta): curvatures times k, the same height.
-
-        Args:
-            factor: k > 0.
-
-        Returns:
-            The sharper (k > 1) or flatter barrier.
-
-        Raises:
-            ArgumentError: factor is out of range.
-        """
-        above(factor=factor)
-        return replace(self, minimum=factor * self.minimum, saddle=factor * self.saddle, along=factor * self.uphill)
-
     def mixed(self, weight: float, power: float = 1.0) -> float:
         """The curvatures as the path sees them, s / H_ae^p + (1 - s) / |H_be|^p.
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from sgdscope.theory.inputs import above
 
-RECALLED = "recalled, not read in a source"
-
 
 @dataclass(frozen=True)
 class Prediction:

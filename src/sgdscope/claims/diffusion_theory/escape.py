@@ -89,9 +89,9 @@ def _trend(claim_id: str, runs: Sequence[Evidence], law: str, over: str) -> Verd
 Law = Callable[[Mapping[str, Any]], float]
 
 
-def _exponential(s: Mapping[str, Any], a: float = 0.4) -> float:
-    """Theorem 2: A B / (lr k) - log k - log lr + a constant."""
-    return a * float(s["noise"]["batch_size"] / (s["lr"] * s["k"])) - log(s["k"]) - log(s["lr"])
+def _exponential(s: Mapping[str, Any]) -> float:
+    """Theorem 2: 0.4 B / (lr k) - log k - log lr + a constant."""
+    return 0.4 * float(s["noise"]["batch_size"] / (s["lr"] * s["k"])) - log(s["k"]) - log(s["lr"])
 
 
 def _arrhenius(s: Mapping[str, Any], height: float = 0.25) -> float:
@@ -104,14 +104,14 @@ def _wells(settings: Sequence[chosen.Setting]) -> list[chosen.Setting]:
     return [s for s in settings if s["potential"]["kind"] == "wells"]
 
 
-def _controls(settings: Sequence[chosen.Setting], holds: Law, fails: Law, seeds: int, walkers: int = 1500) -> Controls:
+def _controls(settings: Sequence[chosen.Setting], holds: Law, fails: Law, seeds: int) -> Controls:
     """Waiting times of a law, of another one, of too few seeds, and of walkers that leave before they have filled the valley."""
     wells = _wells(settings)
     return Controls(
-        drawn(wells, holds, walkers=walkers),
-        drawn(wells, fails, walkers=walkers),
-        drawn(wells, holds, seeds=seeds - 1, walkers=walkers),
-        drawn(wells, holds, walkers=walkers, sharp=1e-3),
+        drawn(wells, holds, walkers=1500),
+        drawn(wells, fails, walkers=1500),
+        drawn(wells, holds, seeds=seeds - 1, walkers=1500),
+        drawn(wells, holds, walkers=1500, sharp=1e-3),
     )
 
 

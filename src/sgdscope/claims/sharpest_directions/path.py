@@ -43,9 +43,9 @@ def _none(claim_id: str, answer: Answer, found: Sequence[Path], reason: str) -> 
     return Verdict(claim_id, answer, nan, (nan, nan), len(found), 0.0, reason, place(found))
 
 
-def _base(seed: int, lambda_1: Any, count: int = 5, lr: float = 0.1, others: Any = None) -> list[Evidence]:
+def _base(seed: int, lambda_1: Any, count: int = 5, others: Any = None) -> list[Evidence]:
     """Runs of one setting with a known curve."""
-    settings = [{"lr": lr, "batch_size": 64, "seed": s} for s in seeds_of(seed, count)]
+    settings = [{"lr": 0.1, "batch_size": 64, "seed": s} for s in seeds_of(seed, count)]
     return [drawn(told, lambda_1, others=others) for told in settings]
 
 
@@ -259,11 +259,11 @@ def _between(p: Path, first: float, last: float) -> float:
     return float(np.log(p.values[inside]).mean()) if inside.any() else nan
 
 
-def _cut(seed: int, after: float, *, twin: float = 1.0, count: int = 5, lr: float = 0.1) -> list[Evidence]:
-    """Twins at a plateau of 10 whose lambda_1 then goes with the factors `twin` and, learning rate cut at update 48, `after`."""
+def _cut(seed: int, after: float, *, count: int = 5, lr: float = 0.1) -> list[Evidence]:
+    """Twins at a plateau of 10 whose lambda_1 stays and, learning rate cut at update 48, goes with the factor `after`."""
     told = []
     for s in seeds_of(seed, count):
-        for factor, cut in ((twin, False), (after, True)):
+        for factor, cut in ((1.0, False), (after, True)):
             t = np.asarray(shapes.TIMES)
             lambda_1 = np.where(t > 48, 10.0 * factor ** np.minimum(1.0, (t - 48) / 60), curve(3.0, 10.0, 20.0, fall=0.0))
             run = drawn({"lr": lr, "batch_size": 64, "seed": s}, lambda_1)

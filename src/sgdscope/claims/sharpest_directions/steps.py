@@ -53,8 +53,8 @@ def _late(claim_id: str, runs: Sequence[Evidence]) -> tuple[list[Stage], Verdict
     return [], Verdict(claim_id, answer, nan, (nan, nan), points, 0.0, reason, place(found))
 
 
-def _part(text: str, found: Sequence[Stage], value: Callable[[Stage], Array], threshold: float = 0.0, **told: Any) -> Part:
-    return Part(text, [value(s) for s in found], threshold, within=POINTS, **told)
+def _part(text: str, found: Sequence[Stage], value: Callable[[Stage], Array]) -> Part:
+    return Part(text, [value(s) for s in found], 0.0, within=POINTS)
 
 
 def _mean(found: Sequence[Stage], value: Callable[[Stage], Array]) -> float:
