@@ -12,13 +12,12 @@ from typing import Any, Literal, overload
 import numpy as np
 import torch
 import xarray as xr
-from numpy.typing import NDArray
 
 from sgdscope import __version__
 from sgdscope.contracts import QuantityEntry, quantities, stores
 from sgdscope.errors import ArgumentError, NotAvailableError, unknown
 from sgdscope.quantities.averages import Averages
-from sgdscope.records import Header, Record, Snapshot, StepBlock, Surface, Trajectory, steps_dataset, unpack_batch
+from sgdscope.records import Header, Record, Snapshot, StepBlock, Surface, Trajectory, join_blocks, steps_dataset, unpack_batch
 from sgdscope.surface import LossSurface
 
 GROWING = ("step", "step_curve", "window")
@@ -192,10 +191,10 @@ class LiveQuantity:
             return self._entry.measure(window, self._surface, **self._options)
 
     def _steps(self) -> xr.Dataset:
-        names = list(dict.fromkeys(name for block in self._blocks for name in block.columns))
-        columns = {n: np.concatenate([b.columns.get(n, np.full(len(b.steps), np.nan)) for b in self._blocks]) for n in names}
-        steps: NDArray[np.int64] = np.concatenate([np.zeros(0, np.int64), *(b.steps for b in self._blocks)])
-        return steps_dataset(steps, columns)
+        if not self._blocks:
+            return steps_dataset(np.zeros(0, np.int64), {})
+        self._blocks = [join_blocks(self._blocks)]  # once, so that the next window has few to join
+        return steps_dataset(self._blocks[0].steps, self._blocks[0].columns)
 
     def _snapshot(self, step: int) -> Snapshot:
         if step in self._snapshots:

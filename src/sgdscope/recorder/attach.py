@@ -29,13 +29,13 @@ from sgdscope.recorder.construction import (
     stands_at,
 )
 from sgdscope.recorder.quiet import unseen
-from sgdscope.recorder.rows import Row, block_of, merge
+from sgdscope.recorder.rows import Row, block_of
 from sgdscope.recorder.scalars import FOUND_INF, LOSS, ROWS, Scalars
 from sgdscope.recorder.schedules import in_words, parse_bytes, within
 from sgdscope.recorder.sinks import LiveSinks
 from sgdscope.recorder.watching import Pending, SizedWatched, Watched
 from sgdscope.recorder.writer import Writer
-from sgdscope.records import STEP_VARIABLES, Header, Record, Sink, Snapshot, StepBlock, cpu_vector, pack_batch
+from sgdscope.records import STEP_VARIABLES, Header, Record, Sink, Snapshot, StepBlock, cpu_vector, join_blocks, pack_batch
 from sgdscope.vector import Layout, inner_module, select_buffers, select_parameters
 
 BLOCK_SECONDS = 1.0
@@ -429,7 +429,7 @@ class Recorder:
     def _send(self) -> None:
         self._sent = time.monotonic()
         if self._unsent:
-            block, self._unsent = merge(self._unsent), []
+            block, self._unsent = join_blocks(self._unsent), []
             self._writer.put(block)
 
     def _keep_point(self, step: int) -> None:

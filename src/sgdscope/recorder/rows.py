@@ -86,24 +86,6 @@ def block_of(rows: Sequence[Row], table: NDArray[np.float64], before: float) -> 
     return StepBlock(np.array([row.step for row in rows], np.int64), columns), float(gradient[-1])
 
 
-def merge(blocks: Sequence[StepBlock]) -> StepBlock:
-    """Join consecutive blocks; a column that one of them lacks is NaN there.
-
-    Args:
-        blocks: at least one.
-
-    Returns:
-        One block.
-    """
-    if len(blocks) == 1:
-        return blocks[0]
-    names = dict.fromkeys(name for block in blocks for name in block.columns)
-    columns = {
-        name: np.concatenate([block.columns.get(name, np.full(len(block.steps), np.nan)) for block in blocks]) for name in names
-    }
-    return StepBlock(np.concatenate([block.steps for block in blocks]), columns)
-
-
 def _quotient(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
     usable = np.isfinite(below) & (below > 0)
     return np.where(usable, above / np.where(usable, below, 1.0), np.nan)

@@ -46,9 +46,10 @@ class _Held:
 
 @dataclass
 class _Point:
-    """A copy of theta; one that was given away is not written to again."""
+    """A copy of theta, with a view of each parameter; one that was given away is not written to again."""
 
     theta: Tensor
+    views: list[Tensor]
     given: bool = False
 
 
@@ -135,7 +136,7 @@ class Scalars:
         beside = works_beside(self.device, size)
         self._thread = ThreadPoolExecutor(1, "sgdscope-scalars") if beside else None
         self._running: deque[tuple[_Pass, Future[None]]] = deque()
-        self._points = deque(_Point(self._vector(size)) for _ in range(2 + beside))  # the newest first
+        self._points = deque(self._point() for _ in range(2 + beside))  # the newest first
         self._gradients = deque(_Gradient.zero(self._vector(size), len(params)) for _ in range(2 + beside))
         self.origin = self._vector(size)
         self._fresh: list[bool | None] = [None] * len(params)  # None: not known yet; False: for good
@@ -146,6 +147,10 @@ class Scalars:
 
     def _vector(self, size: int) -> Tensor:
         return torch.empty(size, dtype=self.dtype, device=self.device)
+
+    def _point(self) -> _Point:
+        theta = self._vector(self.layout.size)
+        return _Point(theta, list(self.layout.unpack(theta).values()))
 
     @property
     def theta(self) -> Tensor:
@@ -190,9 +195,8 @@ class Scalars:
         """Copy the parameters into `theta`; what it held becomes the point before."""
         self._wait(late=1)
         oldest = self._points.pop()
-        self._points.appendleft(_Point(self._vector(self.layout.size)) if oldest.given else oldest)
-        views = self.layout.unpack(self.theta).values()
-        for view, parameter in zip(views, self.params, strict=True):
+        self._points.appendleft(self._point() if oldest.given else oldest)
+        for view, parameter in zip(self._points[0].views, self.params, strict=True):
             view.copy_(parameter.detach())
 
     def start_gradient(self) -> None:

@@ -20,6 +20,7 @@ from sgdscope.records.shapes import (
     Surface,
     Trajectory,
     check_block,
+    join_blocks,
     steps_dataset,
     windows,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "Trajectory",
     "check_block",
     "cpu_vector",
+    "join_blocks",
     "pack_batch",
     "steps_dataset",
     "unpack_batch",

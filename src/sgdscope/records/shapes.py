@@ -422,6 +422,24 @@ def steps_dataset(steps: NDArray[np.int64], columns: Mapping[str, NDArray[Any]])
     return xr.Dataset(variables, coords={"step": ("step", np.asarray(steps, np.int64), {"units": "1", "long_name": "update t"})})
 
 
+def join_blocks(blocks: Sequence[StepBlock]) -> StepBlock:
+    """Join consecutive blocks; a column that one of them lacks is NaN there.
+
+    Args:
+        blocks: at least one.
+
+    Returns:
+        One block.
+    """
+    if len(blocks) == 1:
+        return blocks[0]
+    names = dict.fromkeys(name for block in blocks for name in block.columns)
+    columns = {
+        name: np.concatenate([block.columns.get(name, np.full(len(block.steps), np.nan)) for block in blocks]) for name in names
+    }
+    return StepBlock(np.concatenate([block.steps for block in blocks]), columns)
+
+
 def windows(snapshot_steps: NDArray[np.int64], length: int = 60) -> list[tuple[int, int]]:
     """Cut the recorded points into windows of consecutive updates, the unit in which quantities are measured.
 

@@ -118,8 +118,8 @@ class MemoryStore:
         """
         self._writable()
         header = self._header
-        if snapshot.step <= max(self._snapshots, default=-1):
-            raise ArgumentError(f"snapshot: step {snapshot.step} does not follow {max(self._snapshots)}; steps must increase")
+        if snapshot.step <= (last := _last(self._snapshots)):
+            raise ArgumentError(f"snapshot: step {snapshot.step} does not follow {last}; steps must increase")
         if header is None or (len(snapshot.theta), len(snapshot.buffers)) != (header.layout.size, header.buffer_layout.size):
             raise ArgumentError(f"snapshot: theta and buffers have shapes {snapshot.theta.shape} and {snapshot.buffers.shape}")
         theta = cpu_vector(snapshot.theta).to(header.layout.storage_dtype)
@@ -137,12 +137,13 @@ class MemoryStore:
         """
         self._writable()
         kept = self._records.setdefault(record.kind, {})
-        if record.step <= max(kept, default=-1):
-            raise ArgumentError(f"record: step {record.step} of '{record.kind}' does not follow {max(kept, default=-1)}")
+        if record.step <= (last := _last(kept)):
+            raise ArgumentError(f"record: step {record.step} of '{record.kind}' does not follow {last}")
         for name, array in record.arrays.items():
             if np.asarray(array).dtype.kind not in "biufc":
                 raise ArgumentError(f"record: '{name}' has dtype {np.asarray(array).dtype}; expected a numeric dtype")
-        kept[int(record.step)] = copy.deepcopy(record)
+        arrays = {name: np.array(array) for name, array in record.arrays.items()}
+        kept[int(record.step)] = Record(record.kind, int(record.step), arrays, copy.deepcopy(dict(record.meta)))
 
     def flush(self) -> None:
         """Return at once: what was taken is in memory."""
@@ -260,3 +261,8 @@ class MemoryStore:
         """
         kept: Mapping[str, xr.Dataset] = {name: data.copy(deep=True) for name, data in sorted(path._measured.items())}
         return xr.DataTree.from_dict(dict(kept))
+
+
+def _last(kept: dict[int, Any]) -> int:
+    """The largest step, which is the one that was written last; -1 if there is none."""
+    return next(reversed(kept), -1)
