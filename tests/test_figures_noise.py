@@ -315,7 +315,7 @@ def test_waiting_times_lie_on_the_line_of_their_law():
     np.testing.assert_allclose(markers.y, slope * np.asarray(markers.x) + constant, rtol=1e-12)
     np.testing.assert_allclose(markers.error_y.array, 1.959964 / 20, rtol=1e-6)
     np.testing.assert_allclose(line.y, slope * np.array([1.0, 4.0]) + constant, rtol=1e-9)
-    assert line.name.startswith("slope 0.9 [")
+    assert line.name.startswith("slope 0.900 [")
     assert line.name.endswith("r = 1.000")
     assert [a.text for a in figure.layout.annotations] == ["1 of 7 runs left out"]
     assert figure.layout.xaxis.title.text == "batch size B"

@@ -7,7 +7,7 @@ import pytest
 
 ROWS = [
     {"errors"},
-    {"vector", "statistics", "curves", "privacy"},
+    {"vector", "statistics", "curves", "privacy", "notation"},
     {"records", "surface", "spectra", "theory"},
     {
         "contracts",

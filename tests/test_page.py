@@ -135,7 +135,7 @@ def test_the_table_of_verdicts_is_there(show):
     rows = page.locator("table.verdicts tbody tr")
     assert rows.count() == 2
     assert "supported" in rows.nth(0).inner_text()
-    assert "0.97 to 1" in rows.nth(0).inner_text()
+    assert "[0.97, 1.00]" in rows.nth(0).inner_text()
     assert "not in regime" in rows.nth(1).inner_text()
 
 

@@ -266,7 +266,7 @@ def test_verdicts_show_every_number_and_the_note(tmp_path):
     page = Text(report(measured_walk(), tmp_path / "page.html", verdicts=VERDICTS))
     for part in (
         "−0.214",
-        "−0.31 to −0.12",
+        "[−0.31, −0.12]",
         "60",
         "The mean cosine is below 0.",
         "eta_gni 1.98",

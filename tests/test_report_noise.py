@@ -82,7 +82,7 @@ def test_the_population_is_told_with_its_interval_or_that_it_has_none(tmp_path):
     ends = {"population_noise_scale": 150.0, "population_noise_scale_low": 110.0, "population_noise_scale_high": 230.0}
     known = {name: ("step", [np.nan, value]) for name, value in ends.items()}
     page = page_of(tmp_path, noise=noise(**known))
-    assert "For the population that the examples are a sample of, it is 150 (95 % 110 to 230)." in page
+    assert "For the population that the examples are a sample of, it is 150 [110, 230]." in page
     poor = known | {"population_noise_scale_outcome": ("step", np.array([1, Outcome.not_converged], np.int8))}
     page = page_of(tmp_path, noise=noise(**poor))
     assert "|G|² cannot be told from zero: its scale has no upper end." in page

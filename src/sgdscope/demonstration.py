@@ -16,6 +16,7 @@ from sgdscope.checks import check, to_json
 from sgdscope.contracts import Verdict, claims
 from sgdscope.experiment import Experiment, surface_of, sweep
 from sgdscope.measure import measure
+from sgdscope.notation import number, with_interval
 from sgdscope.report import report
 from sgdscope.runs import open_trajectory
 
@@ -155,12 +156,12 @@ def tell(last: Sequence[Mapping[str, float]], verdicts: Sequence[Verdict]) -> li
         f"the largest eigenvalue is {fast['edge']:.2f}, {slow['edge']:.2f} and {full['edge']:.2f} times the edge 2/lr (medians).",
         "5. Claims: "
         + ", ".join(f"{n} {answer}" for answer, n in counts.items() if n)
-        + " (95 % intervals; reasons in the report).",
+        + " ([a, b] and verdicts: 95 % intervals; reasons in the report).",
     ]
 
 
 def _noise(fast: Mapping[str, float], slow: Mapping[str, float]) -> str:
-    """What the noise scale says about the batch size, with 95 % errors; nothing where it is not known."""
+    """What the noise scale says about the batch size, with its 95 % interval; nothing where it is not known."""
     scale, half, batch = fast["scale"], 1.96 * fast["scale_error"], ARMS[0][2]
     if not np.isfinite([scale, half, slow["scale"]]).all() or not isinstance(batch, int):
         return ""
@@ -168,6 +169,7 @@ def _noise(fast: Mapping[str, float], slow: Mapping[str, float]) -> str:
     side = below if batch < scale - half else above if batch > scale + half else "near it"
     curved = f", {fast['curved']:.0f} weighted by the curvature" if np.isfinite(fast["curved"]) else ""
     return (
-        f" Noise: a gradient is half noise at a batch of {scale:.0f} +- {half:.0f} examples{curved}; {batch} lies {side}. "
-        f"At lr 0.05 that batch is {slow['scale']:.0f}."
+        f" Noise: a gradient is half noise at a batch of {with_interval(scale, scale - half, scale + half)} examples{curved}; "
+        f"{batch} lies {side}. "
+        f"At lr 0.05 that batch is {number(slow['scale'])}."
     )

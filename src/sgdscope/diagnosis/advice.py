@@ -19,6 +19,7 @@ from sgdscope.diagnosis.point import Edge, Noise, edge_at, noise_at, root_scale
 from sgdscope.errors import ArgumentError, DataError, NotAvailableError, Outcome, SgdscopeError
 from sgdscope.experiment import Experiment, parts
 from sgdscope.forecast import Method, annealing, method_of
+from sgdscope.notation import interval, number, with_interval
 from sgdscope.quantities.averages import Averages, Block
 from sgdscope.recorder.construction import second_moments
 from sgdscope.records import Surface, Trajectory
@@ -210,6 +211,11 @@ def _at_the_point(
     return edge, noise, (first, second)
 
 
+def _within(value: float, error: float) -> str:
+    """A number with its 95 % interval; the number alone where its error is not known."""
+    return with_interval(value, value - Z95 * error, value + Z95 * error)
+
+
 def _cannot(subject: Subject, reason: str, **numbers: Any) -> Advice:
     return Advice(subject, CANNOT, f"{subject.capitalize()}:", reason.rstrip("."), numbers)
 
@@ -245,10 +251,9 @@ def edge_advice(edge: Edge, method: Method) -> Advice:
     if edge.above == edge.k:
         many = f"at least {edge.k} eigenvalues lie above it"
     of = "preconditioned curvature" if edge.matrix == "preconditioned" else "curvature"
-    known = f" ± {half:.2g}" if math.isfinite(edge.stderr) else ""
     text = (
-        f"Learning rate {method.lr:.3g} is {answer}: the largest {of} is {edge.ratio:.3g}{known} times the threshold of "
-        f"{method.name}, {many}."
+        f"Learning rate {number(method.lr)} is {answer}: the largest {of} is {_within(edge.ratio, edge.stderr)} times the "
+        f"threshold of {method.name}, {many}."
     )
     return Advice("learning rate", answer, text, "", numbers)
 
@@ -280,8 +285,8 @@ def noise_advice(noise: Noise, method: Method) -> Advice:
     low, high = scale - Z95 * error, scale + Z95 * error
     answer = "noise-dominated" if low > batch else "curvature-dominated" if high < batch else "neither dominates"
     text = (
-        f"Updates are {answer}: noise and mean step raise the loss equally at a batch of {scale:.3g} ± {Z95 * error:.2g} "
-        f"examples (B_noise), the run has {batch:g}; the simple scale is {noise.simple:.3g} ± {Z95 * noise.simple_stderr:.2g}."
+        f"Updates are {answer}: noise and mean step raise the loss equally at a batch of {_within(scale, error)} "
+        f"examples (B_noise), the run has {batch:g}; the simple scale is {_within(noise.simple, noise.simple_stderr)}."
     )
     return Advice("noise", answer, text, "", numbers | {"share_of_noise": scale / (scale + batch)})
 
@@ -315,13 +320,13 @@ def batch_advice(method: Method, noise: Noise | None, edge: Edge | None, example
     rate, rule = _rate_for(method, best / now)
     limit = ""
     if edge is not None and edge.matrix == "hessian" and edge.ratio > 0 and rate > (most := method.lr / edge.ratio):
-        limit = f", held at the edge: by the rule it were {rate:.3g}"
+        limit = f", held at the edge: by the rule it were {number(rate)}"
         rate, numbers["lr_at_the_edge"] = max(most, method.lr), most
     whole = ", and is the whole data set" if best == examples else ""
     text = (
-        f"Batch size: up to {best} ({low} to {high}) costs at most {LOSSLESS:.0%} more examples than {now} does{whole} "
-        f"(critical batch {critical:.3g} ± {Z95 * error:.2g}, {'Hessian-weighted' if curved else 'simple'}); "
-        f"the learning rate that goes with it is {rate:.3g} ({rule}{limit})."
+        f"Batch size: up to {best} {interval(low, high)} costs at most {LOSSLESS:.0%} more examples than {now} does{whole} "
+        f"(critical batch {_within(critical, error)}, {'Hessian-weighted' if curved else 'simple'}); "
+        f"the learning rate that goes with it is {number(rate)} ({rule}{limit})."
     )
     return Advice("batch size", f"up to {best}", text, "", numbers | {"lr": rate})
 
@@ -358,11 +363,11 @@ def _annealing(cell: xr.Dataset, data: str, budget: float) -> Advice:
     where = f"Annealing now over {numbers['updates']} updates ({budget:.0%}), {data} loss"
     reason = str(cell["reason"].values)
     if int(cell["annealed_outcome"]) == int(Outcome.not_applicable):
-        return Advice("annealing", CANNOT, f"{where} {numbers['loss_now']:.4g}:", reason, numbers)
-    half = (numbers["annealed_high"] - numbers["annealed_low"]) / 2
+        return Advice("annealing", CANNOT, f"{where} {number(numbers['loss_now'], digits=4)}:", reason, numbers)
+    end = with_interval(*(numbers[name] for name in ("annealed", "annealed_low", "annealed_high")))
+    drop, height, progress = (number(numbers[name]) for name in ("drop", "height", "progress"))
     text = (
-        f"{where} {numbers['loss_now']:.4g} -> {numbers['annealed']:.4g} ± {half:.2g} (90 %): drop {numbers['drop']:.3g}, "
-        f"height {numbers['height']:.3g} and progress {numbers['progress']:.3g}."
+        f"{where} {number(numbers['loss_now'], digits=4)} -> {end} (90 %): drop {drop}, height {height} and progress {progress}."
     )
     answer = CANNOT if reason else "falls" if numbers["drop"] > 0 else "does not fall"
     return Advice("annealing", answer, text, reason, numbers)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
+from sgdscope import notation
 from sgdscope.contracts import Evidence
 from sgdscope.errors import NotAvailableError
 from sgdscope.figures.look import (
@@ -66,7 +67,7 @@ def height_against_lr(evidence: Sequence[Evidence]) -> go.Figure:
                 name=html.escape(name),
                 text=text,
                 marker={"size": 9, "color": colour, "symbol": np.where(latest, "circle", "circle-open")},
-                hovertemplate="%{text}<br>height %{y:.3g} ± %{error_y.array:.2g}<extra></extra>",
+                hovertemplate="%{text}<extra></extra>",
             )
         )
     dress(figure, height=440)
@@ -93,7 +94,9 @@ def _heights(item: Evidence) -> list[tuple[float, float, float, str, bool]]:
         lr = learning_rate(item, (int(first), int(last)))
         label = f"{html.escape(name_of(item))}, updates {int(first)}–{int(last) - 1}"
         shifted = lr * 1.03 ** (index - len(spans) + 1)
-        rows.append((shifted, float(heights[index]), float(errors[index]), label, index == len(spans) - 1))
+        height, half = float(heights[index]), float(errors[index])
+        told = f"{label}<br>lr {notation.number(lr)}, height {notation.with_interval(height, height - half, height + half)}"
+        rows.append((shifted, height, half, told, index == len(spans) - 1))
     return rows
 
 

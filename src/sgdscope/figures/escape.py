@@ -27,6 +27,7 @@ from sgdscope.figures.look import (
     log_axis,
     need,
 )
+from sgdscope.notation import with_interval
 from sgdscope.quantities.escape import stays
 
 TIME = "%{text}<br>%{x:.4g}: %{y:.4g}<extra></extra>"
@@ -236,7 +237,7 @@ def _times(figure: go.Figure, named: tuple[str, list[tuple[escapes.Point, str]]]
     except ArgumentError:  # one setting
         return
     ends = np.array([x.min(), x.max()])
-    name = f"slope {fit.slope:.3g} [{fit.interval.low:.3g}, {fit.interval.high:.3g}], r = {fit.r:.3f}"
+    name = f"slope {with_interval(fit.slope, fit.interval.low, fit.interval.high)}, r = {fit.r:.3f}"
     line = {"color": colour, "width": 1.5, "dash": "dash"}
     line_of = {"mode": "lines", "line": line, "legendgroup": kind, "hoverinfo": "skip", "name": name}
     figure.add_trace(go.Scatter(x=ends, y=fit.intercept + fit.slope * ends, **line_of))

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from sgdscope import figures
-from sgdscope.report.page import figure, missing, number, safe
+from sgdscope.report.page import dressed, figure, interval, missing, number, safe
 from sgdscope.report.reading import Page
 
 EXPECTED = (
@@ -37,8 +37,8 @@ def diagnosis_section(page: Page) -> str:
 def _sentences(advice: xr.Dataset) -> str:
     items = ""
     for sentence, reason in zip(advice["sentence"].values, advice["reason"].values, strict=True):
-        doubt = missing(f"Cannot tell: {safe(reason)}.") if str(reason) else ""
-        items += f"<li>{safe(sentence)}{doubt}</li>"
+        doubt = missing(f"Cannot tell: {dressed(safe(reason))}.") if str(reason) else ""
+        items += f"<li>{dressed(safe(sentence))}{doubt}</li>"
     step = advice.attrs.get("step")
     return f'<p class="soft">At update {safe(step)}.</p><ul>{items}</ul>'
 
@@ -53,10 +53,10 @@ def _table(data: xr.Dataset) -> str:
             cell = data.sel(data=name, budget=budget)
             if not np.isfinite(cell["annealed"]):
                 continue
-            low, high = (number(float(cell[f"annealed_{side}"])) for side in ("low", "high"))
+            span = interval(*(float(cell[f"annealed_{side}"]) for side in ("low", "high")))
             values = [float(cell["loss_now"]), float(cell["annealed"])]
             rest = [float(cell[key]) for key in ("drop", "height", "progress", "hindcast_error")]
-            cells = [*map(number, values), f"{low} to {high}", *map(number, rest)]
+            cells = [*map(number, values), span, *map(number, rest)]
             row = "".join(f'<td class="n">{text}</td>' for text in cells)
             body += f"<tr><td>{safe(name.replace('_', '-'))}, {budget:.0%}</td>{row}</tr>"
     if not body:

@@ -7,7 +7,7 @@ import xarray as xr
 
 from sgdscope import figures
 from sgdscope.errors import Outcome
-from sgdscope.report.page import figure, missing, number, safe, with_error
+from sgdscope.report.page import figure, missing, number, safe, with_error, with_interval
 from sgdscope.report.points import Array, along, last, point_table, told
 from sgdscope.report.reading import Page
 
@@ -140,8 +140,8 @@ def _population(data: xr.Dataset, index: int) -> str:
         return "For the population that the examples are a sample of, |G|² cannot be told from zero: its scale has no upper end."
     if not np.isfinite(value):
         return ""
-    low, high = (number(along(data, f"population_noise_scale_{end}")[index]) for end in ("low", "high"))
-    return f"For the population that the examples are a sample of, it is {number(value)} (95 % {low} to {high})."
+    ends = (float(along(data, f"population_noise_scale_{end}")[index]) for end in ("low", "high"))
+    return f"For the population that the examples are a sample of, it is {with_interval(float(value), *ends)}."
 
 
 def _price(data: xr.Dataset, index: int) -> str:

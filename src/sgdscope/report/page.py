@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,17 +13,18 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 import sgdscope
+from sgdscope import notation
 from sgdscope.errors import NotAvailableError
 from sgdscope.report.reading import Page
 
-ROUNDING = 1e-12  # of a value: a smaller error is none
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'"
 
 
 def header(heading: str) -> str:
-    """Title, version and date."""
+    """Title, version and date, and how errors are written."""
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return f'<header><h1>{safe(heading)}</h1><p class="soft">sgdscope {sgdscope.__version__}, {made}</p></header>'
+    note = f"{notation.NOTE}, unless another level is said; bars in figures are 95 %."
+    return f'<header><h1>{safe(heading)}</h1><p class="soft">sgdscope {sgdscope.__version__}, {made}. {note}</p></header>'
 
 
 def contents(pages: Sequence[Page], judged: bool, *, ensembles: Sequence[str] = ()) -> str:
@@ -83,22 +85,29 @@ def safe(value: object) -> str:
     return html.escape(str(value))
 
 
+def dressed(text: str) -> str:
+    """A text (escaped before) with true minus signs and powers of ten: ``-1.2e-5`` becomes −1.2 × 10 to the −5."""
+    text = re.sub(r"(?<=[\d)\]])e([+-]?)0*(\d+)\b", lambda m: f" × 10<sup>{m[1].strip('+')}{m[2]}</sup>", text)
+    text = re.sub(r"(?<![\w.\])-])-(?=\d|inf\b)", "−", text).replace("<sup>-", "<sup>−")
+    return re.sub(r"(?<=[\[ −])inf\b", "∞", text)
+
+
 def number(value: object) -> str:
-    """Three significant digits, a true minus and powers of ten; a dash where there is no number."""
-    if not isinstance(value, int | float | np.number) or np.isnan(value):
-        return "–"
-    if isinstance(value, int | np.integer) or not np.isfinite(value):
-        return str(value).replace("-", "−").replace("inf", "∞")
-    mantissa, _, exponent = f"{value:.3g}".partition("e")
-    text = mantissa + (f" × 10<sup>{int(exponent)}</sup>" if exponent else "")
-    return text.replace("-", "−")
+    """A number as `notation.number` writes it; a dash where there is none."""
+    return dressed(f" {notation.number(value)}")[1:] if isinstance(value, int | float | np.number) else notation.NOTHING
 
 
 def with_error(value: float, error: float) -> str:
-    """A number with its standard error, to two digits of the error; the number alone where the error is rounding or not known."""
-    if not np.isfinite(value) or not np.isfinite(error) or error <= ROUNDING * abs(value):
-        return number(value)
-    digits = 1 - int(np.floor(np.log10(error)))
-    if 0 <= digits <= 5:
-        return f"{value:.{digits}f} ± {error:.{digits}f}".replace("-", "−")
-    return f"{number(value)} ± {number(error)}"
+    """A number with its standard error; the number alone where the error is rounding or not known."""
+    return dressed(notation.with_error(value, error))
+
+
+def interval(low: object, high: object) -> str:
+    """An interval in brackets; a dash where neither end is known."""
+    ends = [float(end) if isinstance(end, int | float | np.number) else np.nan for end in (low, high)]
+    return notation.NOTHING if np.isnan(ends).all() else dressed(notation.interval(*ends))
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """A number with its interval in brackets."""
+    return dressed(notation.with_interval(value, low, high))

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sgdscope.contracts import Verdict, claims
-from sgdscope.report.page import missing, number, safe
+from sgdscope.report.page import dressed, interval, missing, number, safe
 
 AnyVerdict = Verdict | Mapping[str, Any]
 MARKS = {"supported": "✓", "contradicted": "✗", "undecided": "?", "not in regime": "–"}
@@ -55,7 +55,7 @@ def _verdict_row(verdict: Mapping[str, Any]) -> str:
         f'<td class="wide">{"<br>".join(told)}</td>',
         f"<td>{_answer(str(verdict['verdict']))}</td>",
         f'<td class="n">{number(verdict.get("statistic"))}</td>',
-        f'<td class="n">{number(low)} to {number(high)}</td>',
+        f'<td class="n">{interval(low, high)}</td>',
         f'<td class="n">{number(verdict.get("threshold"))}</td>',
         f'<td class="n">{number(verdict.get("n"))}</td>',
         f'<td class="n">{number(verdict.get("smallest_p"))}</td>',
@@ -67,9 +67,7 @@ def _reason(text: str) -> str:
     """A reason as a sentence: true minus signs, powers of ten, lambda_1 and e_1 as they are written elsewhere on the page."""
     word = text.split(" ", 1)[0]
     begun = text[:1].upper() + text[1:] if word.isalpha() and word.isascii() else text
-    text = safe(begun + ("" if begun[-1:] in ".!?" else "."))
-    text = re.sub(r"(?<=\d)e([+-])0*(\d+)", lambda m: f" × 10<sup>{m[1].strip('+')}{m[2]}</sup>", text)
-    text = re.sub(r"(?<![\w.\])-])-(?=\d)", "−", text).replace("<sup>-", "<sup>−")
+    text = dressed(safe(begun + ("" if begun[-1:] in ".!?" else ".")))
     return re.sub(r"\b(?:(lambda)|(e))_(\d+|i|K)\b", lambda m: f"{'λ' if m[1] else 'e'}<sub>{m[3]}</sub>", text)
 
 

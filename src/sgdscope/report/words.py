@@ -11,7 +11,7 @@ import xarray as xr
 from sgdscope import figures
 from sgdscope.report.curvature import curvature_words
 from sgdscope.report.noise import noise_words
-from sgdscope.report.page import number, safe, with_error
+from sgdscope.report.page import number, safe, with_error, with_interval
 from sgdscope.report.reading import Page
 from sgdscope.report.verdicts import MARKS, AnyVerdict, fields
 from sgdscope.report.visits import visit_words
@@ -94,8 +94,8 @@ def _valley_words(row: Mapping[str, float]) -> list[str]:
         words.append(f"Its mean height above the floor is {with_error(row['height'], row['height_error'])}.")
     if np.isfinite(row["cosine"]):
         side = _side(row, "cosine", 0.0, ("point against each other on average", "point the same way on average"))
-        span = f", 95 % {number(row['cosine_low'])} to {number(row['cosine_high'])}" if np.isfinite(row["cosine_low"]) else ""
-        words.append(f"Consecutive gradients {side or 'show no clear sign'} (cosine {number(row['cosine'])}{span}).")
+        cosine = with_interval(row["cosine"], row["cosine_low"], row["cosine_high"])
+        words.append(f"Consecutive gradients {side or 'show no clear sign'} (cosine {cosine}).")
     return words
 
 
