@@ -204,6 +204,19 @@ def test_adam_is_measured_in_its_own_metric(tmp_path):
     assert abs(top / float(got["sharpness"][1]) - 1) > 0.5
 
 
+def test_adam_before_batchnorm_is_held_against_its_edge_in_training_mode_alone(tmp_path):
+    """A bias before BatchNorm has no second moment; on fixed statistics the preconditioned sharpness is that of the bias alone."""
+    settings = described(walker="adam", lr=0.01) | {"model": {"name": "mlp", "hidden": [6], "batchnorm": True}}
+    experiment = Experiment(**settings)
+    trajectory = open_trajectory(run(experiment, tmp_path / "r"))
+    options = {"points": 2, "k": 1, "tolerance": 1e-4}
+    for mode, outcome in (("eval", Outcome.not_applicable), ("recalibrate", Outcome.not_applicable), ("batch", Outcome.ok)):
+        got = measure(trajectory, surface_of(experiment, dtype=F64, batchnorm=mode), "curvature", **options)["curvature"]
+        assert int(got["edge_outcome"][-1]) == outcome
+        assert int(got["eigenvalue_outcome"][-1, 0]) == Outcome.ok
+    assert 0.001 < float(got["edge"][-1]) < 3
+
+
 def test_reparametrisation_changes_the_plain_form_and_not_the_invariant_one():
     with torch.random.fork_rng():
         torch.manual_seed(5)
@@ -316,11 +329,12 @@ def test_more_pairs_than_parameters_and_a_small_budget_are_said(recorded):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"k": 0}, "k: expected an integer >= 1, got 0"),
+        ({"k": 0}, "k: expected a whole number >= 1, got 0"),
         ({"mode": "warm"}, "mode: expected one of track, cold, ritz, got 'warm'"),
         ({"probes": 1}, "probes: expected 0, or at least 2 for a standard error"),
         ({"tolerance": 0.0}, "tolerance: expected a finite number > 0"),
-        ({"points": 1.5}, "points: expected an integer >= 1"),
+        ({"points": 1.5}, "points: expected a whole number >= 1"),
+        ({"k": "3"}, "k: expected a whole number >= 1, got '3'"),
     ],
 )
 def test_options_out_of_range_are_refused(recorded, options, message):

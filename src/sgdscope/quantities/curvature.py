@@ -16,6 +16,7 @@ from sgdscope import spectra, theory
 from sgdscope.contracts import Source, declare, measurement, quantity, scalars
 from sgdscope.directions import private
 from sgdscope.errors import ArgumentError, DataError, NotAvailableError, Outcome
+from sgdscope.ranges import choice, positive, whole
 from sgdscope.records import Linearization, Surface, Trajectory, windows
 from sgdscope.statistics import slope
 from sgdscope.vector import Layout
@@ -46,7 +47,7 @@ _REASONS = {
     "asked": "not asked for, or the point is not finite",
     "bottom": "not asked for (bottom=True), or not converged",
     "ratio": "a number that it needs was not asked for, did not converge, or is not positive",
-    "edge": "lr, method or (Adam) second moments are not recorded, or not asked for; a replayed run has them",
+    "edge": "lr, method or (Adam) second moments (a replayed run has them) are not recorded; Adam needs batchnorm='batch'",
     "volume": "not asked for, or lambda_1 is not positive",
     "halves": "not asked for, or the data cannot be taken apart into examples",
     "first": "the first measured point of a window has none before it",
@@ -234,15 +235,12 @@ def _check(wish: _Wish, window: int, points: int) -> None:
     least = {"window": (window, 1), "points": (points, 1), "k": (wish.k, 1), "cold": (wish.cold, 1), "steps": (wish.steps, 1)}
     least |= {"probes": (wish.probes, 0), "density": (wish.density, 0), "seed": (wish.seed, 0)}
     for name, (value, smallest) in least.items():
-        if isinstance(value, bool) or not value >= smallest or value != int(value):
-            raise ArgumentError(f"{name}: expected an integer >= {smallest}, got {value!r}")
-    if wish.mode not in MODES:
-        raise ArgumentError(f"mode: expected one of {', '.join(MODES)}, got {wish.mode!r}")
+        whole(name, value, smallest)
+    choice("mode", wish.mode, MODES)
     if wish.probes == 1:
         raise ArgumentError("probes: expected 0, or at least 2 for a standard error, got 1")
-    for name, number in (("tolerance", wish.tolerance), ("damping", wish.damping)):
-        if not (number > 0 and np.isfinite(number)):
-            raise ArgumentError(f"{name}: expected a finite number > 0, got {number!r}")
+    positive("tolerance", wish.tolerance)
+    positive("damping", wish.damping)
 
 
 def _layers(layout: Layout) -> dict[str, list[slice]]:
@@ -260,6 +258,7 @@ def _window(
 ) -> list[Row]:
     rows: list[Row] = []
     before: spectra.Eigenpairs | None = None
+    own = surface.fingerprint().get("batchnorm") not in {"eval", "recalibrate"}
     for number, step in enumerate(at[0]):
         theta, buffers = trajectory.theta(step).double(), trajectory.buffers(step) or None
         with surface.linearized(theta, buffers) as h:
@@ -267,7 +266,7 @@ def _window(
             row = {"step": step, "loss": h.value, "gradient_norm": float(h.gradient.double().norm())}
             if point.finite:
                 pairs = point.pairs(None if number % wish.cold == 0 or wish.mode == "cold" else before)
-                row |= point.row(pairs) | _edge(trajectory, (step, min(step, at[1] - 1)), pairs, point)
+                row |= point.row(pairs) | _edge(trajectory, (step, min(step, at[1] - 1)), pairs, point, own)
                 row |= _halves(surface, theta, buffers, wish) if wish.halves else {}
                 row["basis_overlap"] = np.nan if before is None else spectra.overlap(before.vectors, pairs.vectors)
                 before = pairs
@@ -418,8 +417,12 @@ class _Point:
 # --- the edge, halves, batches -----------------------------------------------------------------------------------------------
 
 
-def _edge(trajectory: Trajectory, at: tuple[int, int], pairs: spectra.Eigenpairs, point: _Point) -> Row:
-    """How near the edge of stability of the recorded method; `at` is the point, and the update whose learning rate counts."""
+def _edge(trajectory: Trajectory, at: tuple[int, int], pairs: spectra.Eigenpairs, point: _Point, own: bool) -> Row:
+    """How near the edge of stability of the recorded method; `at` is the point, and the update whose learning rate counts.
+
+    `own`: BatchNorm, if any, takes its batch's statistics, as in the updates. A bias before it then has v = 0 and no curvature;
+    on fixed statistics it has some, and D^(-1/2) blows it up.
+    """
     step, update = at
     lr = float(scalars(trajectory.steps, "lr", update, update + 1)[0])
     told = (trajectory.settings.get("optimizers") or [{}])[0]
@@ -433,6 +436,8 @@ def _edge(trajectory: Trajectory, at: tuple[int, int], pairs: spectra.Eigenpairs
         limit, matrix = theory.stability_threshold(named, lr, momentum=momentum, nesterov=nesterov, beta1=float(betas[0]))
         if matrix == "hessian":
             return row | {"edge": float(pairs.values[0]) / limit, "edge_directions": float((pairs.values > limit).sum())}
+        if not own:
+            return row
         root = trajectory.preconditioner(step).to(point.theta).rsqrt()
     except (ArgumentError, NotAvailableError):
         return row
