@@ -205,7 +205,7 @@ def test_adam_is_measured_in_its_own_metric(tmp_path):
 
 
 def test_adam_before_batchnorm_is_held_against_its_edge_in_training_mode_alone(tmp_path):
-    """A bias before BatchNorm has no second moment; on fixed statistics the preconditioned sharpness is that of the bias alone."""
+    """A bias before BatchNorm has no second moment; on fixed statistics it alone would make the preconditioned sharpness."""
     settings = described(walker="adam", lr=0.01) | {"model": {"name": "mlp", "hidden": [6], "batchnorm": True}}
     experiment = Experiment(**settings)
     trajectory = open_trajectory(run(experiment, tmp_path / "r"))

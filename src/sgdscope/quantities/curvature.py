@@ -418,11 +418,7 @@ class _Point:
 
 
 def _edge(trajectory: Trajectory, at: tuple[int, int], pairs: spectra.Eigenpairs, point: _Point, own: bool) -> Row:
-    """How near the edge of stability of the recorded method; `at` is the point, and the update whose learning rate counts.
-
-    `own`: BatchNorm, if any, takes its batch's statistics, as in the updates. A bias before it then has v = 0 and no curvature;
-    on fixed statistics it has some, and D^(-1/2) blows it up.
-    """
+    """How near the edge of stability of the recorded method; `at` is the point, and the update whose learning rate counts."""
     step, update = at
     lr = float(scalars(trajectory.steps, "lr", update, update + 1)[0])
     told = (trajectory.settings.get("optimizers") or [{}])[0]
@@ -436,7 +432,7 @@ def _edge(trajectory: Trajectory, at: tuple[int, int], pairs: spectra.Eigenpairs
         limit, matrix = theory.stability_threshold(named, lr, momentum=momentum, nesterov=nesterov, beta1=float(betas[0]))
         if matrix == "hessian":
             return row | {"edge": float(pairs.values[0]) / limit, "edge_directions": float((pairs.values > limit).sum())}
-        if not own:
+        if not own:  # a bias before BatchNorm has v = 0; on fixed statistics the loss depends on it all the same
             return row
         root = trajectory.preconditioner(step).to(point.theta).rsqrt()
     except (ArgumentError, NotAvailableError):
