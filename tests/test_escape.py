@@ -99,7 +99,7 @@ def test_points_that_are_not_finite_are_said():
         ({"valley": "loss"}, "level: the loss valley needs"),
         ({"valley": "threshold", "coordinate": 1.5}, "coordinate: expected a whole number, got 1.5"),
         ({"radius": "wide"}, "radius: expected a number, got 'wide'"),
-        ({"window": 0}, "window: expected an integer >= 1"),
+        ({"window": 0}, "window: expected a whole number >= 1"),
     ],
 )
 def test_wrong_use(options, message):

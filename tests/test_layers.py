@@ -7,6 +7,7 @@ import pytest
 
 ROWS = [
     {"errors"},
+    {"ranges"},
     {"vector", "statistics", "curves", "privacy", "notation"},
     {"records", "surface", "spectra", "theory"},
     {

@@ -180,7 +180,7 @@ def test_dropout_acts_in_training_only():
     [
         ("mlp", (4,), {"width": 3}, "width: the model 'mlp' has no such option; it takes hidden, batchnorm, activation, dropout"),
         ("mlp", (4,), {"activation": "swish"}, "activation: expected one of .*relu.*; got 'swish'"),
-        ("mlp", (4,), {"hidden": [3, 0]}, "hidden: expected a whole number of at least 1, got 0"),
+        ("mlp", (4,), {"hidden": [3, 0]}, "hidden: expected a whole number >= 1, got 0"),
         ("mlp", (4,), {"hidden": 3}, "hidden: expected a list of widths, got 3"),
         ("mlp", (4,), {"dropout": 1.0}, "dropout: expected a number 0 <= dropout < 1, got 1.0"),
         ("mlp", (4,), {"batchnorm": "yes"}, "batchnorm: expected true or false, got 'yes'"),
@@ -203,7 +203,7 @@ def test_wrong_options_are_named(name, inputs, options, message):
 def test_unknown_model_and_too_few_classes():
     with pytest.raises(UnknownNameError, match="no model is called 'vgg'; did you mean 'vgg11'"):
         models.build("vgg", inputs=(3, 32, 32), classes=10, seed=0)
-    with pytest.raises(ArgumentError, match="classes: expected a whole number of at least 2, got 1"):
+    with pytest.raises(ArgumentError, match="classes: expected a whole number >= 2, got 1"):
         models.build("mlp", inputs=(4,), classes=1, seed=0)
 
 

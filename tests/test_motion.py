@@ -203,7 +203,10 @@ def test_what_was_not_recorded_is_not_applicable():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"window": 0}, "window: expected an integer >= 1"), ({"gradient_points": -1}, "gradient_points: expected an integer >= 0")],
+    [
+        ({"window": 0}, "window: expected a whole number >= 1"),
+        ({"gradient_points": -1}, "gradient_points: expected a whole number >= 0"),
+    ],
 )
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(ArgumentError, match=message):

@@ -617,12 +617,12 @@ def test_a_tolerance_out_of_reach_is_said():
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("k", 0, "k: expected an integer >= 1"),
-        ("randoms", 1, "randoms: expected an integer >= 2"),
+        ("k", 0, "k: expected a whole number >= 1"),
+        ("randoms", 1, "randoms: expected a whole number >= 2"),
         ("positions", (1.0, 1.0), "positions: expected distinct finite numbers"),
         ("lr", -0.1, "lr: expected a finite number > 0"),
-        ("batch_size", 0, "batch_size: expected an integer >= 1"),
-        ("examples", 1, "examples: expected an integer >= 2"),
+        ("batch_size", 0, "batch_size: expected a whole number >= 1"),
+        ("examples", 1, "examples: expected a whole number >= 2"),
     ],
 )
 def test_wrong_options_are_refused(option, value, message):

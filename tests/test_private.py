@@ -133,7 +133,7 @@ def test_a_ledger_goes_on_where_it_was():
         (lambda: PrivacyLedger(1.0).charge([1, 1]), "records: one is named twice"),
         (lambda: PrivacyLedger(1.0).charge([-1]), "records: expected at least one number >= 0"),
         (lambda: sensitivity(0.0), "clip: expected a finite number > 0"),
-        (lambda: sensitivity(1.0, 0), "batch: expected a whole number of records >= 1"),
+        (lambda: sensitivity(1.0, 0), "batch: expected a whole number >= 1"),
         (lambda: noise(3, 1.0, generator(), "linf"), "norm: expected 'l2' .* or 'l1'"),
         (lambda: gamma_noise(3, 0.0, generator()), "scale: expected a finite number > 0"),
     ],

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sgdscope.bodies import Body
 from sgdscope.errors import ArgumentError
+from sgdscope.ranges import positive, whole
 from sgdscope.theory.langevin import steps_asked
 from sgdscope.theory.prediction import Prediction
 
@@ -101,11 +102,10 @@ def chains(
         True
     """
     for name, value in (("lr", lr), ("temperature", temperature)):
-        if not (math.isfinite(value) and value > 0):
-            raise ArgumentError(f"{name}: expected a finite number > 0, got {value!r}")
-    _whole("steps", steps)
+        positive(name, value)
+    whole("steps", steps, 1)
     keep = steps if every is None else every
-    _whole("every", keep)
+    whole("every", keep, 1)
     if keep > steps:
         raise ArgumentError(f"every: expected at most steps = {steps}, got {keep}; no point would be kept")
     if edge not in {"project", "reflect"}:
@@ -135,11 +135,6 @@ def _checked(slope: Tensor, x: Tensor) -> Tensor:
     if slope.shape != x.shape or not bool(slope.isfinite().all()):
         raise ArgumentError(f"gradient: expected finite numbers [chains, d] = {[*x.shape]}, got {tuple(slope.shape)}: {slope}")
     return slope
-
-
-def _whole(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ArgumentError(f"{name}: expected a whole number >= 1, got {value!r}")
 
 
 def asked(body: Body, tolerance: float, *, lipschitz: float = 0.0, smoothness: float = 0.0) -> tuple[Prediction, float]:

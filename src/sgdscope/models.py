@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sgdscope.errors import ArgumentError, unknown
+from sgdscope.ranges import whole
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "leaky_relu": nn.LeakyReLU}
 ACTIVATIONS |= {"gelu": nn.GELU, "identity": nn.Identity}
@@ -42,7 +43,7 @@ def build(name: str, *, inputs: Sequence[int], classes: int, seed: int, **option
     shape = tuple(int(n) for n in inputs)
     if not shape or min(shape) < 1:
         raise ArgumentError(f"inputs: expected the shape of one example, each size at least 1; got {shape}")
-    _at_least("classes", classes, 2)
+    whole("classes", classes, 2)
     function = _MODELS[name]
     accepted = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     foreign = sorted(set(options) - set(accepted))
@@ -77,12 +78,6 @@ def catalogue() -> list[dict[str, Any]]:
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------
-
-
-def _at_least(name: str, value: Any, smallest: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
-        raise ArgumentError(f"{name}: expected a whole number of at least {smallest}, got {value!r}")
-    return value
 
 
 def _flag(name: str, value: Any) -> bool:
@@ -157,7 +152,7 @@ def mlp(
     layers: list[nn.Module] = [nn.Flatten()]
     width = prod(inputs)
     for size in hidden:
-        layers.append(nn.Linear(width, _at_least("hidden", size, 1)))
+        layers.append(nn.Linear(width, whole("hidden", size, 1)))
         layers += [nn.BatchNorm1d(size)] * normed + [kind()] + [nn.Dropout(rate)] * (rate > 0)
         width = size
     return nn.Sequential(*layers, nn.Linear(width, classes))
@@ -187,7 +182,7 @@ def simplecnn(inputs: Inputs, classes: int, *, width: int = 32, dense: int = 128
     Raises:
         ArgumentError: an option is out of range or the images are too small.
     """
-    w, k = _at_least("width", width, 1), _at_least("kernel", kernel, 1)
+    w, k = whole("width", width, 1), whole("kernel", kernel, 1)
     if k % 2 == 0:
         raise ArgumentError(f"kernel: expected an odd number, got {k}")
     smallest = 2 * (k + 1) + k - 1  # leaves one pixel after the second pooling
@@ -196,7 +191,7 @@ def simplecnn(inputs: Inputs, classes: int, *, width: int = 32, dense: int = 128
     layers: list[nn.Module] = []
     for size, first in ((w, channels), (2 * w, w)):
         layers += [nn.Conv2d(first, size, k, padding=k // 2), nn.ReLU(), nn.Conv2d(size, size, k), nn.ReLU(), nn.MaxPool2d(2)]
-    layers += [nn.Flatten(), nn.Linear(2 * w * rest, _at_least("dense", dense, 1)), nn.ReLU(), nn.Linear(dense, classes)]
+    layers += [nn.Flatten(), nn.Linear(2 * w * rest, whole("dense", dense, 1)), nn.ReLU(), nn.Linear(dense, classes)]
     for layer in layers:
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
@@ -305,8 +300,8 @@ def resnet(inputs: Inputs, classes: int, *, depth: int = 56, batchnorm: bool = T
     Raises:
         ArgumentError: an option is out of range or the images are too small.
     """
-    normed, w = _flag("batchnorm", batchnorm), _at_least("width", width, 1)
-    n, rest = divmod(_at_least("depth", depth, 8) - 2, 6)
+    normed, w = _flag("batchnorm", batchnorm), whole("width", width, 1)
+    n, rest = divmod(whole("depth", depth, 8) - 2, 6)
     if rest:
         raise ArgumentError(f"depth: expected 6n + 2 (8, 14, 20, 26, 32, 56, ...), got {depth}")
     channels, *_ = _image("resnet", inputs, 4)
@@ -364,7 +359,7 @@ def lstm(inputs: Inputs, classes: int, *, width: int = 200, layers: int = 2, dro
         The network: tokens [B, T] -> logits [B, T, V].
     """
     _tokens("lstm", inputs)
-    return Recurrent(classes, _at_least("width", width, 1), _at_least("layers", layers, 1), _share("dropout", dropout))
+    return Recurrent(classes, whole("width", width, 1), whole("layers", layers, 1), _share("dropout", dropout))
 
 
 class Attention(nn.Module):
@@ -443,9 +438,9 @@ def gpt(inputs: Inputs, classes: int, *, width: int = 64, layers: int = 2, heads
         ArgumentError: an option is out of range.
     """
     context = _tokens("gpt", inputs)
-    if _at_least("width", width, 1) % _at_least("heads", heads, 1):
+    if whole("width", width, 1) % whole("heads", heads, 1):
         raise ArgumentError(f"width: expected a multiple of heads = {heads}, got {width}")
-    return Transformer(classes, context, width, _at_least("layers", layers, 1), heads, _share("dropout", dropout))
+    return Transformer(classes, context, width, whole("layers", layers, 1), heads, _share("dropout", dropout))
 
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,24 +13,6 @@ from torch.optim import Optimizer
 from sgdscope.errors import ArgumentError
 from sgdscope.records import Surface
 from sgdscope.vector import Layout, inner_module, select_parameters
-
-
-def check_whole(name: str, value: Any, lowest: int) -> None:
-    """Refuse what is no whole number >= lowest, with an `ArgumentError`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-        raise ArgumentError(f"{name}: expected a whole number >= {lowest}, got {value!r}")
-
-
-def check_number(name: str, value: Any, expected: str, inside: Callable[[float], bool]) -> None:
-    """Refuse what is no finite number in a range, with an `ArgumentError`."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and inside(value)):
-        raise ArgumentError(f"{name}: expected a finite number {expected}, got {value!r}")
-
-
-def check_choice(name: str, value: Any, known: tuple[str, ...]) -> None:
-    """Refuse what is none of the known words, with an `ArgumentError`."""
-    if value not in known:
-        raise ArgumentError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
 
 
 def finite(vector: Tensor) -> Tensor:

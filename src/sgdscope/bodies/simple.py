@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf, isfinite, sqrt
+from math import inf, sqrt
 from typing import Any
 
 import torch
@@ -10,12 +10,7 @@ from torch import Tensor
 
 from sgdscope.bodies.base import COARSE, TOLERANCE, Body, leaving, numbers, vector
 from sgdscope.errors import ArgumentError
-
-
-def _positive(name: str, value: float) -> float:
-    if isinstance(value, bool) or not (isinstance(value, int | float) and isfinite(value) and value > 0):
-        raise ArgumentError(f"{name}: expected a finite number > 0, got {value!r}")
-    return float(value)
+from sgdscope.ranges import positive
 
 
 class Box(Body):
@@ -57,7 +52,7 @@ class Box(Body):
         Returns:
             The box.
         """
-        half = _positive("radius", radius)
+        half = positive("radius", radius)
         return cls(centre - half, centre + half)
 
     def _nearest(self, points: Tensor) -> Tensor:
@@ -101,7 +96,7 @@ class Ball(Body):
     """
 
     def __init__(self, radius: float, *, centre: Any = 0.0, size: int | None = None) -> None:
-        self.radius = self.inner = _positive("radius", radius)
+        self.radius = self.inner = positive("radius", radius)
         self.centre = vector("centre", centre, size)
 
     def _nearest(self, points: Tensor) -> Tensor:
@@ -203,7 +198,7 @@ class Simplex(Body):
     def __init__(self, size: int, *, total: float = 1.0) -> None:
         if isinstance(size, bool) or not isinstance(size, int) or size < 2:
             raise ArgumentError(f"size: expected a whole number >= 2, got {size!r}")
-        self.total = _positive("total", total)
+        self.total = positive("total", total)
         self.centre = torch.full((size,), self.total / size, dtype=torch.float64)
         self.inner, self.radius = self.total / sqrt(size * (size - 1)), self.total * sqrt((size - 1) / size)
 
@@ -248,5 +243,5 @@ def around(name: str, centre: Tensor, radius: float | None) -> Body | None:
         raise ArgumentError(f"body: expected one of {', '.join(NAMED)} or a Body, got {name!r}")
     if name == "space":
         return None
-    reach = _positive("radius", inf if radius is None else radius)
+    reach = positive("radius", inf if radius is None else radius)
     return Ball(reach, centre=centre) if name == "ball" else Box.around(centre, reach)

@@ -12,12 +12,7 @@ from scipy import sparse
 from scipy.sparse import csgraph
 
 from sgdscope.errors import ArgumentError
-
-
-def _whole(name: str, value: int, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ArgumentError(f"{name}: expected a whole number >= {least}, got {value!r}")
-    return value
+from sgdscope.ranges import whole
 
 
 @dataclass(frozen=True)
@@ -34,7 +29,7 @@ class Graph:
     neighbours: tuple[NDArray[np.int64], ...]
 
     def __post_init__(self) -> None:
-        _whole("nodes", len(self), 2)
+        whole("nodes", len(self), 2)
         matrix = self.adjacency()
         if abs(matrix - matrix.T).nnz:
             raise ArgumentError("neighbours: expected an undirected graph, and one node has a neighbour that has not it")
@@ -97,7 +92,7 @@ def from_edges(nodes: int, edges: Iterable[tuple[int, int]]) -> Graph:
     Raises:
         ArgumentError: it is not connected, or an edge leads nowhere.
     """
-    sets: list[set[int]] = [set() for _ in range(_whole("nodes", nodes, 2))]
+    sets: list[set[int]] = [set() for _ in range(whole("nodes", nodes, 2))]
     for a, b in edges:
         if not (0 <= a < nodes and 0 <= b < nodes) or a == b:
             raise ArgumentError(f"edges: expected pairs of different nodes 0..{nodes - 1}, got ({a}, {b})")
@@ -119,7 +114,7 @@ def ring(nodes: int, degree: int = 2) -> Graph:
     Raises:
         ArgumentError: out of range.
     """
-    if _whole("degree", degree, 2) % 2 or degree >= _whole("nodes", nodes, 3):
+    if whole("degree", degree, 2) % 2 or degree >= whole("nodes", nodes, 3):
         raise ArgumentError(f"degree: expected an even number below the {nodes} nodes, got {degree}")
     steps = np.r_[1 : degree // 2 + 1]
     return Graph(tuple(np.unique((i + np.concatenate([steps, -steps])) % nodes) for i in range(nodes)))
@@ -141,7 +136,7 @@ def random_out(nodes: int, degree: int, generator: torch.Generator) -> Graph:
 
     Source: the overlay of the released code, WireKOut with k = 50.
     """
-    if _whole("degree", degree, 1) >= _whole("nodes", nodes, 2):
+    if whole("degree", degree, 1) >= whole("nodes", nodes, 2):
         raise ArgumentError(f"degree: expected a number below the {nodes} nodes, got {degree}")
     targets = np.empty((nodes, degree), np.int64)
     for i in range(nodes):

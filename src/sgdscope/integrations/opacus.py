@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sgdscope.errors import ArgumentError, NotAvailableError
+from sgdscope.ranges import positive
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,7 @@ def dp_sgd(
     Source: Abadi et al. 2016 (1607.00133), Algorithm 1; opacus (2109.12298).
     """
     for name, value in (("noise_multiplier", noise_multiplier), ("clip", clip)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise ArgumentError(f"{name}: expected a finite number > 0, got {value!r}")
+        positive(name, value)
     examples = len(data[0]) if data else 0
     if any(len(t) != examples for t in data) or not 1 <= batch_size <= examples:
         sizes = [len(t) for t in data]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sgdscope.errors import ArgumentError
-from sgdscope.landscapes.surfaces import Buffers, Landscape, positive, symmetric, vector
+from sgdscope.landscapes.surfaces import Buffers, Landscape, symmetric, vector
+from sgdscope.ranges import positive
 
 
 class NoisyQuadratic(Landscape):
@@ -210,7 +211,7 @@ class Moved(Landscape):
         if self.rotation.shape != eye.shape or not torch.allclose(self.rotation @ self.rotation.T, eye, rtol=0.0, atol=1e-12):
             raise ArgumentError(f"rotation: expected an orthogonal matrix of shape ({size}, {size})")
         self.shift = torch.zeros(size, dtype=torch.float64) if shift is None else vector(shift, "shift", size)
-        self.surface, self.scale = surface, positive(scale, "scale")
+        self.surface, self.scale = surface, positive("scale", scale)
         constants = {"surface": surface.fingerprint(), "rotation": self.rotation, "shift": self.shift, "scale": self.scale}
         super().__init__(self.rotation @ surface.theta() + self.shift, constants, examples=surface.examples)
 

@@ -13,6 +13,7 @@ import xxhash
 from torch import Tensor
 
 from sgdscope.errors import ArgumentError, SurfaceError
+from sgdscope.ranges import positive
 from sgdscope.records import Line
 from sgdscope.vector import whole_indices
 
@@ -35,13 +36,6 @@ def symmetric(values: Any, name: str, size: int | None = None) -> Tensor:
     if not torch.allclose(matrix, matrix.mT, rtol=1e-12, atol=1e-12 * float(matrix.abs().max())):
         raise ArgumentError(f"{name}: expected a symmetric matrix, got one that differs from its transpose")
     return matrix
-
-
-def positive(value: float, name: str) -> float:
-    """A finite number above zero."""
-    if not (np.isfinite(value) and value > 0):
-        raise ArgumentError(f"{name}: expected a finite number > 0, got {value}")
-    return float(value)
 
 
 class Dense:
@@ -264,7 +258,7 @@ class Ravine(Quadratic):
     def __init__(
         self, sharp: float, flat: float, *, angle: float = 0.0, centre: Any = None, offset: float = 0.0, start: Any = None
     ) -> None:
-        curvatures = torch.tensor([positive(sharp, "sharp"), positive(flat, "flat")], dtype=torch.float64)
+        curvatures = torch.tensor([positive("sharp", sharp), positive("flat", flat)], dtype=torch.float64)
         c, s = np.cos(angle), np.sin(angle)
         self.rotation = torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
         matrix = self.rotation @ torch.diag(curvatures) @ self.rotation.T
@@ -298,7 +292,7 @@ class River(Landscape):
     ) -> None:
         if not (np.isfinite(slope) and slope >= 0):
             raise ArgumentError(f"slope: expected a finite number >= 0, got {slope}")
-        self.sharp, self.slope, self._curve = positive(sharp, "sharp"), float(slope), curve or _sine
+        self.sharp, self.slope, self._curve = positive("sharp", sharp), float(slope), curve or _sine
         samples = torch.tensor([self._derivatives(float(x)) for x in np.linspace(-3, 3, 13)], dtype=torch.float64)
         origin = self.floor(0.0) + torch.tensor([0.0, 1.0], dtype=torch.float64) if start is None else vector(start, "start", 2)
         super().__init__(origin, {"sharp": self.sharp, "slope": self.slope, "curve": samples})
@@ -356,8 +350,8 @@ class DoubleWell(Landscape):
     """
 
     def __init__(self, barrier: float = 1.0, width: float = 1.0, *, walls: Sequence[float] = (), start: Any = None) -> None:
-        self.barrier, self.width = positive(barrier, "barrier"), positive(width, "width")
-        self.walls = torch.tensor([positive(w, "walls") for w in walls], dtype=torch.float64)
+        self.barrier, self.width = positive("barrier", barrier), positive("width", width)
+        self.walls = torch.tensor([positive("walls", w) for w in walls], dtype=torch.float64)
         size = 1 + len(self.walls)
         origin = self.well(-1) if start is None else vector(start, "start", size)
         super().__init__(origin, {"barrier": self.barrier, "width": self.width, "walls": self.walls})

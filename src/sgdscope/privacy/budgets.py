@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgdscope.errors import ArgumentError, SgdscopeError
+from sgdscope.ranges import whole
 
 Spending = Literal["fixed", "halving"]
 SPENDINGS = ("fixed", "halving")
@@ -53,8 +54,7 @@ class PrivacyLedger:
             raise ArgumentError(f"eps: expected a number > 0, the privacy budget of a record, got {eps!r}")
         if spending not in SPENDINGS:
             raise ArgumentError(f"spending: expected 'fixed' or 'halving', got {spending!r}")
-        if isinstance(uses, bool) or not isinstance(uses, int) or uses < 1:
-            raise ArgumentError(f"uses: expected a whole number >= 1, got {uses!r}")
+        whole("uses", uses, 1)
         self.eps, self.spending, self.uses = float(eps), spending, uses
         self._counts: NDArray[np.int64] = np.zeros(0, np.int64)
 

@@ -9,14 +9,9 @@ import torch
 from torch import Tensor
 
 from sgdscope.errors import ArgumentError
+from sgdscope.ranges import positive, whole
 
 NORMS: dict[str, int] = {"l2": 2, "l1": 1}
-
-
-def _positive(name: str, value: float, *, finite: bool = True) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0 or (finite and not math.isfinite(value)):
-        raise ArgumentError(f"{name}: expected a {'finite ' if finite else ''}number > 0, got {value!r}")
-    return float(value)
 
 
 def order(norm: str) -> int:
@@ -49,9 +44,7 @@ def sensitivity(clip: float, batch: int = 1) -> float:
     Raises:
         ArgumentError: out of range.
     """
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise ArgumentError(f"batch: expected a whole number of records >= 1, got {batch!r}")
-    return 2 * _positive("clip", clip) / batch
+    return 2 * positive("clip", clip) / whole("batch", batch, 1)
 
 
 def clipped(gradient: Tensor, clip: float, norm: str = "l2") -> Tensor:
@@ -71,7 +64,9 @@ def clipped(gradient: Tensor, clip: float, norm: str = "l2") -> Tensor:
     length = float(torch.linalg.vector_norm(gradient, order(norm), dtype=torch.float64))
     if not math.isfinite(length):
         raise ArgumentError("gradient: expected finite numbers, got NaN or infinity; a lower learning rate may help")
-    return gradient if length <= _positive("clip", clip, finite=False) else gradient * (clip / length)
+    if isinstance(clip, bool) or not isinstance(clip, int | float) or not clip > 0:
+        raise ArgumentError(f"clip: expected a number > 0, got {clip!r}")
+    return gradient if length <= clip else gradient * (clip / length)
 
 
 def gamma_noise(size: int, scale: float, generator: torch.Generator, *, count: int | None = None) -> Tensor:
@@ -96,12 +91,12 @@ def gamma_noise(size: int, scale: float, generator: torch.Generator, *, count: i
     Cost: 2 d draws a vector.
     Source: Song, Chaudhuri & Sarwate 2013; specification, section 4, warning (i).
     """
-    _positive("size", size)
+    whole("size", size, 1)
     shape = (size,) if count is None else (count, size)
     length = -torch.log1p(-torch.rand(shape, generator=generator, dtype=torch.float64)).sum(-1, keepdim=True)
     direction = torch.randn(shape, generator=generator, dtype=torch.float64)
     unit: Tensor = direction / torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
-    return unit * (_positive("scale", scale) * length)
+    return unit * (positive("scale", scale) * length)
 
 
 def laplace_noise(size: int, scale: float, generator: torch.Generator, *, count: int | None = None) -> Tensor:
@@ -121,10 +116,10 @@ def laplace_noise(size: int, scale: float, generator: torch.Generator, *, count:
 
     Source: Dwork, McSherry, Nissim & Smith 2006.
     """
-    _positive("size", size)
+    whole("size", size, 1)
     shape = (size,) if count is None else (count, size)
     draws = -torch.log1p(-torch.rand((2, *shape), generator=generator, dtype=torch.float64))
-    return (draws[0] - draws[1]) * _positive("scale", scale)
+    return (draws[0] - draws[1]) * positive("scale", scale)
 
 
 _NOISE: dict[str, Callable[..., Tensor]] = {"l2": gamma_noise, "l1": laplace_noise}
@@ -165,4 +160,4 @@ def log_ratio(z: Tensor, shift: Tensor, scale: float, norm: str = "l2") -> Tenso
     """
     p = order(norm)
     further: Tensor = torch.linalg.vector_norm(z + shift, p, dim=-1) - torch.linalg.vector_norm(z, p, dim=-1)
-    return further / _positive("scale", scale)
+    return further / positive("scale", scale)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sgdscope.contracts import Source, declare, measurement, quantity
 from sgdscope.errors import ArgumentError, Outcome
+from sgdscope.ranges import choice, whole
 from sgdscope.records import Surface, Trajectory, windows
 from sgdscope.statistics import exponential_rate, exponentiality
 
@@ -114,10 +115,8 @@ def escape(
 def _check(
     trajectory: Trajectory, window: int, valley: str, radius: float, at: float, coordinate: int, level: float | None
 ) -> None:
-    if isinstance(window, bool) or not window >= 1 or window != int(window):
-        raise ArgumentError(f"window: expected an integer >= 1, got {window!r}")
-    if valley not in VALLEYS:
-        raise ArgumentError(f"valley: expected one of {', '.join(VALLEYS)}; got {valley!r}")
+    whole("window", window, 1)
+    choice("valley", valley, VALLEYS)
     for name, value in {"radius": radius, "at": at, "level": 0.0 if level is None else level}.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ArgumentError(f"{name}: expected a number, got {value!r}")

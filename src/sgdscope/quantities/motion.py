@@ -11,7 +11,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from sgdscope.contracts import Source, declare, measurement, quantity, scalars
-from sgdscope.errors import ArgumentError, NotAvailableError, Outcome
+from sgdscope.errors import NotAvailableError, Outcome
+from sgdscope.ranges import whole
 from sgdscope.records import Surface, Trajectory, windows
 from sgdscope.statistics import UNBOUNDED, Interval, block_bootstrap, slope
 
@@ -122,9 +123,8 @@ def motion(trajectory: Trajectory, surface: Surface | None = None, *, window: in
 
     Cost: `gradient_points` gradients of L a window; window^2 P multiplications; one GB at most beside two snapshots.
     """
-    for name, value, least in (("window", window, 1), ("gradient_points", gradient_points, 0)):
-        if isinstance(value, bool) or not value >= least or value != int(value):
-            raise ArgumentError(f"{name}: expected an integer >= {least}, got {value!r}")
+    whole("window", window, 1)
+    whole("gradient_points", gradient_points, 0)
     lags = _lags(window)
     layers = _layers(trajectory.header.layout.names)
     table, spans = trajectory.steps, windows(trajectory.snapshot_steps, window)

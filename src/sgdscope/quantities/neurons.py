@@ -15,6 +15,7 @@ from torch import Tensor
 from sgdscope.contracts import Source, declare, measurement, quantity, scalars
 from sgdscope.directions import private
 from sgdscope.errors import ArgumentError, DataError, Outcome, SurfaceError
+from sgdscope.ranges import positive, whole
 from sgdscope.records import Linearization, Surface, Trajectory, windows
 from sgdscope.spectra import Eigenpairs, eigenpairs
 from sgdscope.surface.units import THRESHOLDS
@@ -105,11 +106,9 @@ class _Wish:
         least |= {} if self.batch_size is None else {"batch_size": (self.batch_size, 1)}
         least |= {} if self.examples is None else {"examples": (self.examples, 2)}
         for name, (value, smallest) in least.items():
-            if isinstance(value, bool) or not value >= smallest or value != int(value):
-                raise ArgumentError(f"{name}: expected an integer >= {smallest}, got {value!r}")
-        for name, number in (("tolerance", self.tolerance), ("lr", 1.0 if self.lr is None else self.lr)):
-            if not (number > 0 and np.isfinite(number)):
-                raise ArgumentError(f"{name}: expected a finite number > 0, got {number!r}")
+            whole(name, value, smallest)
+        positive("tolerance", self.tolerance)
+        positive("lr", 1.0 if self.lr is None else self.lr)
         if not self.positions or not np.isfinite(self.positions).all() or len(set(self.positions)) < len(self.positions):
             raise ArgumentError(f"positions: expected distinct finite numbers, at least one, got {self.positions!r}")
 

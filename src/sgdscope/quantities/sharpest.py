@@ -19,6 +19,7 @@ from sgdscope.contracts import Source, declare, measurement, quantity, scalars
 from sgdscope.curves import ROUNDING, vertex, widths
 from sgdscope.directions import Basis, Buffers, Probe, chance_cosine, minibatches, noise_share, over_batches, private
 from sgdscope.errors import ArgumentError, DataError, Outcome
+from sgdscope.ranges import number, positive, whole
 from sgdscope.records import Linearization, Surface, Trajectory, windows
 
 Array = NDArray[np.float64]
@@ -227,13 +228,13 @@ def sharpest(
     if surface is None:
         raise ArgumentError("surface: directions are those of a loss surface, got None; make one with sgdscope.LossSurface")
     given: dict[str, Any] = locals() | {"alphas": _grid("alphas", alphas, 0.0), "positions": _grid("positions", positions)}
-    given |= {"levels": _grid("levels", levels, 1.0), "cross": tuple(_count("cross", i, 1) for i in cross if not i > k)}
+    given |= {"levels": _grid("levels", levels, 1.0), "cross": tuple(whole("cross", i, 1) for i in cross if not i > k)}
     for name, least in {"window": 1, "points": 1, "k": 1, "batches": 1, "examples": 2, "seed": 0}.items():
-        _count(name, given[name], least)
-    _count("batch_size", 1 if batch_size is None else batch_size, 1)
-    for name, number in (("tolerance", tolerance), ("interpolation", interpolation), ("lr", 1.0 if lr is None else lr)):
-        if not 0 <= number < np.inf or (number == 0 and name != "interpolation"):
-            raise ArgumentError(f"{name}: expected a finite number {'>=' if name == 'interpolation' else '>'} 0, got {number!r}")
+        whole(name, given[name], least)
+    whole("batch_size", 1 if batch_size is None else batch_size, 1)
+    positive("tolerance", tolerance)
+    number("interpolation", interpolation, ">= 0", lambda x: x >= 0)
+    positive("lr", 1.0 if lr is None else lr)
     wish = _Wish(**{f.name: given[f.name] for f in fields(_Wish)})
     if sum(a <= FITTED for a in wish.alphas) < 2 or not {-1.0, 0.0, 1.0} <= set(wish.positions):
         raise ArgumentError(f"alphas, positions: expected two alphas <= 2 and the positions -1, 0, 1, got {alphas}, {positions}")
@@ -247,12 +248,6 @@ def sharpest(
         rows, spanned = rows + found, [*spanned, over]
     size = trajectory.header.layout.size
     return measurement(_VARIABLES, _columns(rows, spanned, wish, size), _coords(rows, spans, wish))
-
-
-def _count(name: str, value: int, least: int) -> int:
-    if isinstance(value, bool) or not value >= least or value != int(value):
-        raise ArgumentError(f"{name}: expected an integer >= {least}, got {value!r}")
-    return int(value)
 
 
 def _grid(name: str, values: Sequence[float], above: float = -np.inf) -> tuple[float, ...]:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from sgdscope.errors import ArgumentError
-from sgdscope.theory.inputs import above, array, choice, symmetric
+from sgdscope.ranges import choice
+from sgdscope.theory.inputs import above, array, symmetric
 from sgdscope.theory.prediction import Time
 
 DETECTIONS = ("well", "saddle")

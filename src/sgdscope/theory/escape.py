@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from sgdscope.errors import ArgumentError
+from sgdscope.ranges import choice
 from sgdscope.theory.barrier import Barrier, coarse, detected, rare
-from sgdscope.theory.inputs import Array, above, array, choice
+from sgdscope.theory.inputs import Array, above, array
 from sgdscope.theory.prediction import Prediction, Time
 
 READINGS = ("isothermal", "ito")

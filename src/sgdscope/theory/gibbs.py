@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from sgdscope.errors import ArgumentError
-from sgdscope.theory.inputs import Array, above, array, choice, fraction
+from sgdscope.ranges import choice
+from sgdscope.theory.inputs import Array, above, array, fraction
 from sgdscope.theory.passage import READINGS
 from sgdscope.theory.prediction import Prediction
 from sgdscope.theory.quadrature import Function, climb, panels

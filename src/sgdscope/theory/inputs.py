@@ -108,22 +108,3 @@ def fraction(**numbers: float) -> None:
     for name, value in numbers.items():
         if not 0 <= value < 1:
             raise ArgumentError(f"{name}: expected 0 <= {name} < 1, got {value}")
-
-
-def choice(name: str, value: str, known: tuple[str, ...]) -> str:
-    """One of a few words.
-
-    Args:
-        name: of the argument, for the message.
-        value: the word that came.
-        known: the words allowed.
-
-    Returns:
-        The word.
-
-    Raises:
-        ArgumentError: another word.
-    """
-    if value not in known:
-        raise ArgumentError(f"{name}: expected one of {', '.join(known)}, got '{value}'")
-    return value

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from sgdscope.errors import ArgumentError
-from sgdscope.theory.inputs import Array, choice
+from sgdscope.ranges import choice
+from sgdscope.theory.inputs import Array
 from sgdscope.theory.prediction import Time
 from sgdscope.theory.quadrature import Function, gauss, panels
 

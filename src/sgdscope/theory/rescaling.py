@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sgdscope.errors import ArgumentError
-from sgdscope.theory.inputs import above, choice
+from sgdscope.ranges import choice
+from sgdscope.theory.inputs import above
 from sgdscope.theory.scaling import sde_reasons
 from sgdscope.theory.stability import stability_threshold
 

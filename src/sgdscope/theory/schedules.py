@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgdscope.errors import ArgumentError
-from sgdscope.theory.inputs import Array, above, array, choice
+from sgdscope.ranges import choice
+from sgdscope.theory.inputs import Array, above, array
 
 MISMATCH = 0.01  # of lr / S, by rounding the batch
 

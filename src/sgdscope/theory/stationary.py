@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from sgdscope.errors import ArgumentError
-from sgdscope.theory.inputs import Array, above, array, choice, covariance, fraction, symmetric
+from sgdscope.ranges import choice
+from sgdscope.theory.inputs import Array, above, array, covariance, fraction, symmetric
 from sgdscope.theory.stability import stability_threshold
 
 METHODS = ("heavy_ball", "nesterov")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from sgdscope.contracts import Source, walker
 from sgdscope.errors import ArgumentError
+from sgdscope.ranges import number, positive
 
 _RANGES = {
     "lr": "> 0",
@@ -19,11 +19,6 @@ _RANGES = {
     "weight_decay": ">= 0",
     "decoupled": "true or false",
 }
-
-
-def _check(name: str, value: Any, expected: str, inside: Callable[[float], bool]) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and inside(value)):
-        raise ArgumentError(f"{name}: expected a finite number {expected}, got {value!r}")
 
 
 @walker(
@@ -73,13 +68,13 @@ class Adai(torch.optim.Optimizer):
         decoupled: bool = False,
         generator: torch.Generator | None = None,  # ruff: ignore[unused-method-argument] - the same for every walker
     ) -> None:
-        _check("lr", lr, "> 0", lambda x: x > 0)
+        positive("lr", lr)
         if not isinstance(betas, tuple | list) or len(betas) != 2:
             raise ArgumentError(f"betas: expected two numbers, beta0 and beta2, got {betas!r}")
-        _check("betas[0]", betas[0], ">= 0", lambda x: x >= 0)
-        _check("betas[1]", betas[1], "with 0 <= beta2 < 1", lambda x: 0 <= x < 1)
-        _check("eps", eps, "with 0 < eps <= 1", lambda x: 0 < x <= 1)
-        _check("weight_decay", weight_decay, ">= 0", lambda x: x >= 0)
+        number("betas[0]", betas[0], ">= 0", lambda x: x >= 0)
+        number("betas[1]", betas[1], "with 0 <= beta2 < 1", lambda x: 0 <= x < 1)
+        number("eps", eps, "with 0 < eps <= 1", lambda x: 0 < x <= 1)
+        number("weight_decay", weight_decay, ">= 0", lambda x: x >= 0)
         if not isinstance(decoupled, bool):
             raise ArgumentError(f"decoupled: expected true or false, got {decoupled!r}")
         told = {"lr": lr, "betas": (betas[0], betas[1]), "eps": eps, "weight_decay": weight_decay, "decoupled": decoupled}
@@ -94,8 +89,8 @@ class Adai(torch.optim.Optimizer):
         Raises:
             ArgumentError: its learning rate or weight decay is out of range.
         """
-        _check("lr", param_group.get("lr", self.defaults["lr"]), "> 0", lambda x: x > 0)
-        _check("weight_decay", param_group.get("weight_decay", 0.0), ">= 0", lambda x: x >= 0)
+        positive("lr", param_group.get("lr", self.defaults["lr"]))
+        number("weight_decay", param_group.get("weight_decay", 0.0), ">= 0", lambda x: x >= 0)
         super().add_param_group(param_group)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,12 +11,7 @@ from torch import Tensor
 
 from sgdscope.contracts import Source, walker
 from sgdscope.directions import private
-from sgdscope.errors import ArgumentError
-
-
-def _check(name: str, value: Any, expected: str, inside: Callable[[float], bool]) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and inside(value)):
-        raise ArgumentError(f"{name}: expected a finite number {expected}, got {value!r}")
+from sgdscope.ranges import number, positive
 
 
 @walker(
@@ -60,14 +55,14 @@ class SGLD(torch.optim.SGD):
         weight_decay: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:
-        _check("lr", lr, "> 0", lambda x: x > 0)
-        _check("temperature", temperature, ">= 0", lambda x: x >= 0)
-        _check("weight_decay", weight_decay, ">= 0", lambda x: x >= 0)
+        positive("lr", lr)
+        number("temperature", temperature, ">= 0", lambda x: x >= 0)
+        number("weight_decay", weight_decay, ">= 0", lambda x: x >= 0)
         seed = 0 if generator is None else int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
         super().__init__(params, lr=lr, weight_decay=weight_decay)
         self.defaults["temperature"] = float(temperature)
         for group in self.param_groups:
-            _check("temperature", group.setdefault("temperature", float(temperature)), ">= 0", lambda x: x >= 0)
+            number("temperature", group.setdefault("temperature", float(temperature)), ">= 0", lambda x: x >= 0)
         self._first.update(seed=seed, update=0)
 
     @property
@@ -85,8 +80,8 @@ class SGLD(torch.optim.SGD):
         Raises:
             ArgumentError: its learning rate or temperature is out of range.
         """
-        _check("lr", param_group.get("lr", self.defaults["lr"]), "> 0", lambda x: x > 0)
-        _check("temperature", param_group.get("temperature", 0.0), ">= 0", lambda x: x >= 0)
+        positive("lr", param_group.get("lr", self.defaults["lr"]))
+        number("temperature", param_group.get("temperature", 0.0), ">= 0", lambda x: x >= 0)
         super().add_param_group(param_group)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

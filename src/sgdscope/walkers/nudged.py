@@ -13,10 +13,11 @@ from torch.optim import Optimizer
 
 from sgdscope.contracts import Source, walker
 from sgdscope.errors import ArgumentError, Outcome
+from sgdscope.ranges import choice, number, positive, whole
 from sgdscope.records import Surface
 from sgdscope.spectra import Eigenpairs, eigenpairs, overlap, track
 from sgdscope.vector import select_buffers
-from sgdscope.wrapping import Wrapper, check_choice, check_number, check_whole, finite
+from sgdscope.wrapping import Wrapper, finite
 
 Where = Literal["update", "gradient", "both", "noise"]
 Variant = Literal["nudge", "bulk", "dom", "random", "adaptive", "white"]
@@ -47,11 +48,11 @@ def _period(every: Any, steps_per_epoch: Any) -> int | None:
     if every != "epoch":
         if isinstance(every, str):
             raise ArgumentError(f"every: expected a whole number >= 1, 'epoch' or 'once', got {every!r}")
-        check_whole("every", every, 1)
+        whole("every", every, 1)
         return int(every)
     if steps_per_epoch is None:
         raise ArgumentError("steps_per_epoch: expected the number of updates an epoch, as every = 'epoch' asks; got None")
-    check_whole("steps_per_epoch", steps_per_epoch, 1)
+    whole("steps_per_epoch", steps_per_epoch, 1)
     return int(steps_per_epoch)
 
 
@@ -151,17 +152,17 @@ class NudgedSGD(Wrapper):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(base, model, surface, generator)
-        check_choice("where", where, get_args(Where))
-        check_choice("variant", variant, get_args(Variant))
+        choice("where", where, get_args(Where))
+        choice("variant", variant, get_args(Variant))
         if variant == "white" and where != "noise":
             raise ArgumentError(f"where: expected 'noise' with variant 'white', got {where!r}")
-        check_whole("k", k, 1)
-        check_whole("burn_in", burn_in, 0)
+        whole("k", k, 1)
+        whole("burn_in", burn_in, 0)
         if budget is not None:
-            check_whole("budget", budget, k)
-        check_number("gamma", gamma, ">= 0", lambda x: x >= 0)
-        check_number("threshold", threshold, "> 0", lambda x: x > 0)
-        check_number("tolerance", tolerance, "> 0", lambda x: x > 0)
+            whole("budget", budget, k)
+        number("gamma", gamma, ">= 0", lambda x: x >= 0)
+        positive("threshold", threshold)
+        positive("tolerance", tolerance)
         if k > self._layout.size:
             raise ArgumentError(f"k: expected at most {self._layout.size}, the number of parameters, got {k}")
         self._preconditioned = _preconditioned(precondition, base, where)

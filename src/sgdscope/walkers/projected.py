@@ -14,15 +14,11 @@ from sgdscope.bodies import NAMED, Body, around
 from sgdscope.contracts import Source, walker
 from sgdscope.directions import private
 from sgdscope.errors import ArgumentError
+from sgdscope.ranges import number, positive
 from sgdscope.vector import Layout
 
 _LOG = logging.getLogger(__name__)
 _EDGES = ("project", "reflect")
-
-
-def _check(name: str, value: Any, expected: str, inside: Callable[[float], bool]) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and inside(value)):
-        raise ArgumentError(f"{name}: expected a finite number {expected}, got {value!r}")
 
 
 @walker(
@@ -90,7 +86,7 @@ class ProjectedLangevin(torch.optim.Optimizer):
             raise ArgumentError(f"body: expected one of {', '.join(NAMED)} or a Body, got {body!r}")
         if edge not in _EDGES:
             raise ArgumentError(f"edge: expected one of {', '.join(_EDGES)}, got {edge!r}")
-        _check("radius", radius, "> 0", lambda x: x > 0)
+        positive("radius", radius)
         seed = 0 if generator is None else int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
         self._given = body if isinstance(body, Body) else None
         told = body if isinstance(body, str) else repr(body)
@@ -140,8 +136,8 @@ class ProjectedLangevin(torch.optim.Optimizer):
         if self._whole:
             raise ArgumentError("param_group: the body's dimension is fixed; give all parameters at construction")
         options = self.defaults | param_group
-        _check("lr", options["lr"], "> 0", lambda x: x > 0)
-        _check("temperature", options["temperature"], ">= 0", lambda x: x >= 0)
+        positive("lr", options["lr"])
+        number("temperature", options["temperature"], ">= 0", lambda x: x >= 0)
         super().add_param_group(param_group)
 
     @torch.no_grad()

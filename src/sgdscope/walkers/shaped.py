@@ -14,10 +14,11 @@ from torch.optim import Optimizer
 from sgdscope.contracts import Source, walker
 from sgdscope.directions import private
 from sgdscope.errors import ArgumentError, Outcome
+from sgdscope.ranges import choice, number, positive, whole
 from sgdscope.records import Surface
 from sgdscope.spectra import eigenpairs
 from sgdscope.vector import select_buffers
-from sgdscope.wrapping import Wrapper, check_choice, check_number, check_whole, finite
+from sgdscope.wrapping import Wrapper, finite
 
 Shape = Literal["isotropic", "diagonal", "covariance", "hessian"]
 Trace = Literal["match", "own"]
@@ -188,15 +189,15 @@ class ShapedNoise(_Disturbed):
         tolerance: float = 1e-2,
         generator: torch.Generator | None = None,
     ) -> None:
-        check_choice("shape", shape, get_args(Shape))
-        check_choice("trace", trace, get_args(Trace))
+        choice("shape", shape, get_args(Shape))
+        choice("trace", trace, get_args(Trace))
         if trace == "own" and shape != "hessian":
             raise ArgumentError(f"trace: expected 'match' with the shape '{shape}', got 'own', which is for 'hessian'")
-        check_whole("noise_batch_size", noise_batch_size, 1)
-        check_whole("every", every, 1)
-        check_whole("k", k, 1)
-        check_number("scale", scale, ">= 0", lambda x: x >= 0)
-        check_number("tolerance", tolerance, "> 0", lambda x: x > 0)
+        whole("noise_batch_size", noise_batch_size, 1)
+        whole("every", every, 1)
+        whole("k", k, 1)
+        number("scale", scale, ">= 0", lambda x: x >= 0)
+        positive("tolerance", tolerance)
         super().__init__(base, model, surface, generator)
         if k > self._layout.size and shape == "hessian":
             raise ArgumentError(f"k: expected at most {self._layout.size}, the number of parameters, got {k}")
@@ -361,8 +362,8 @@ class SVAG(_Disturbed):
         noise_batch_size: int = 64,
         generator: torch.Generator | None = None,
     ) -> None:
-        check_whole("substeps", substeps, 1)
-        check_whole("noise_batch_size", noise_batch_size, 1)
+        whole("substeps", substeps, 1)
+        whole("noise_batch_size", noise_batch_size, 1)
         super().__init__(base, model, surface, generator)
         self._substeps, self._batch = substeps, noise_batch_size
         root = math.sqrt(2.0 * substeps - 1.0)
