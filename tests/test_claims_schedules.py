@@ -14,6 +14,7 @@ from sgdscope.claims.walk_with_sgd.schedules import SIZES as SHAPED
 from sgdscope.contracts import Evidence, claims
 from sgdscope.evidence.basins import Basins, Bowl, exact_odds, minimum_of, study_basins, study_minimum
 from sgdscope.evidence.schedule_exchange import (
+    CLEAN,
     SIZES,
     Arm,
     alternation,
@@ -21,9 +22,11 @@ from sgdscope.evidence.schedule_exchange import (
     arms,
     compared,
     exchanged,
+    fall,
     farthest,
     made_run,
     staged,
+    tables_of,
 )
 from sgdscope.experiment import Experiment
 
@@ -50,7 +53,7 @@ def judged(name, runs):
 
 
 def test_arms_have_one_ratio_at_all_times():
-    for preset, size in SIZES.items():
+    for preset, size in [*SIZES.items(), *CLEAN.items()]:
         for word, stage in zip(("short", "long"), size.stages, strict=True):
             lr, batch = (arms(size)[f"{kind}-{word}"] for kind in ("lr", "batch"))
             assert [e for *_, e in lr] == [e for *_, e in batch] == [stage] * (size.epochs // stage)
@@ -64,16 +67,20 @@ def test_arms_have_one_ratio_at_all_times():
 
 def test_runs_are_measured_at_equal_epochs():
     for name in STAGES:
-        (description,) = exchanged((name,), 1)["quick"](3)
-        experiment = Experiment(**description)
-        updates = [p.updates for p in experiment.phases]
-        per_epoch = [1280 // p.batch_size for p in experiment.phases]
-        seen = np.repeat([p.batch_size for p in experiment.phases], updates).cumsum()
-        at = description["record"]["snapshots"]["at"]
-        assert seen[at].tolist() == [2 * 1280 * (i + 1) for i in range(POINTS)]
-        assert all(u % e == 0 for u, e in zip(updates, per_epoch, strict=True))
+        noisy, clean = exchanged((name,), 1)["quick"](3)
+        assert (noisy["data"]["label_noise"], clean["data"].get("label_noise")) == (0.3, None)
+        for description, examples in ((noisy, 1280), (clean, 320)):
+            experiment = Experiment(**description)
+            updates = [p.updates for p in experiment.phases]
+            per_epoch = [examples // p.batch_size for p in experiment.phases]
+            seen = np.repeat([p.batch_size for p in experiment.phases], updates).cumsum()
+            at = description["record"]["snapshots"]["at"]
+            assert seen[at].tolist() == [2 * examples * (i + 1) for i in range(POINTS)]
+            assert all(u % e == 0 for u, e in zip(updates, per_epoch, strict=True))
+        assert [p.updates for p in Experiment(**noisy).phases] == [p.updates for p in Experiment(**clean).phases]
+    assert len(exchanged(("low",), 1)["paper"](0)) == 1  # the paper's labels are clean
     shared = {d["name"] for n in (("lr-short", "low"), ("low", "high")) for d in exchanged(n, 2)["quick"](0)}
-    assert len(shared) == 6
+    assert len(shared) == 12
 
 
 def test_the_staircase_is_read_back():
@@ -144,7 +151,7 @@ def test_t6_wants_one_ratio():
 def test_t7_asks_for_equal_constants_and_a_gain_of_the_waves():
     found = judged("T7", exchange())
     assert found.verdict == "supported"
-    gain = found.details["parts"]["cyclic - constant: accuracy at the end"]
+    gain = found.details["parts"]["labels as they are: cyclic - constant: accuracy at the end"]
     rough = 0.15 * (np.roll(WOBBLE, 1) + np.roll(WOBBLE, 2) - np.roll(WOBBLE, 3) - np.roll(WOBBLE, 4)) / 2
     assert gain[0] == pytest.approx(0.03 + rough.mean())
     assert found.threshold == pytest.approx(1)
@@ -153,6 +160,58 @@ def test_t7_asks_for_equal_constants_and_a_gain_of_the_waves():
     assert worse.statistic == pytest.approx(-0.03 + rough.mean())
     assert judged("T7", exchange(large=0.02)).verdict == "contradicted"
     assert judged("T7", exchange(cyclic=0.0)).verdict == "undecided"
+
+
+# --- groups ----------------------------------------------------------------------------------------------------------------
+
+
+def labelled(runs, share):
+    return [replace(r, settings=r.settings | {"label_noise": share}) for r in runs]
+
+
+def test_each_group_of_labels_must_hold():
+    for name, wrong in (("T6", {"batch": 0.02}), ("T7", {"cyclic": -0.03})):
+        assert judged(name, exchange() + labelled(exchange(), 0.3)).verdict == "supported"
+        for bad_one in (exchange() + labelled(exchange(**wrong), 0.3), exchange(**wrong) + labelled(exchange(), 0.3)):
+            assert judged(name, bad_one).verdict == "contradicted"
+        blunt = judged(name, exchange() + labelled(exchange(noise=0.0), 0.3))
+        assert (blunt.verdict, "0.3 of the labels drawn anew: nothing was exchanged" in blunt.reason) == ("undecided", True)
+        assert judged(name, exchange() + labelled(exchange(seeds=4), 0.3)).verdict == "undecided"
+    told = judged("T7", exchange(cyclic=-0.03) + labelled(exchange(), 0.3))
+    assert "decisive: labels as they are: cyclic - constant" in told.reason
+    assert len(told.details["parts"]) == 8  # three pieces of the constants and a gain, of each group
+
+
+def test_runs_of_one_share_and_other_lengths_are_groups_of_their_own():
+    half = [replace(r, settings=r.settings | {"examples": 2 * SIZE.examples}) for r in exchange()]
+    assert list(tables_of(exchange() + half)) == ["labels as they are, 12 epochs", "labels as they are, 24 epochs"]
+    assert list(tables_of(labelled(exchange(), 0.3) + exchange())) == ["labels as they are", "0.3 of the labels drawn anew"]
+    assert {len(t) for t in tables_of(exchange() + half).values()} == {5}
+
+
+def test_t10_leaves_phases_of_a_vanished_loss_out_but_not_their_accuracies():
+    def vanished(**more):
+        return labelled(noisy(waves(trend=-0.45, **more)), 0.0)  # ends at exp(0.5 - 11 0.45) of 2.3: 0.5 %
+
+    assert judged("T10", labelled(noisy(waves()), 0.3) + labelled(noisy(waves()), 0.0)).verdict == "supported"
+    gone = judged("T10", labelled(noisy(waves()), 0.3) + vanished())
+    assert gone.verdict == "not in regime"
+    assert gone.details["labels as they are"]["log_sharpness_over_loss"]["lr 0.06..0.3, batch 32, stages of 2"] == pytest.approx(
+        -0.5, abs=0.02
+    )
+    assert judged("T10", labelled(noisy(waves()), 0.3) + vanished(sharp=0.3)).verdict == "not in regime"
+    assert judged("T10", labelled(noisy(waves()), 0.3) + vanished(long=-0.02)).verdict == "contradicted"
+    assert judged("T10", labelled(noisy(waves(sharp=0.3)), 0.3) + vanished()).verdict == "contradicted"
+
+
+def test_the_fall_of_the_loss_is_of_the_curvature_or_of_the_batches():
+    run = run_of("low", 0, 0.8, loss=np.linspace(2.0, 0.7, POINTS))
+    assert fall(run) == pytest.approx((2.3, 0.7))
+    steps = xr.Dataset({"loss": ("step", np.linspace(2.5, 0.1, 25))}, {"step": np.arange(25)})
+    assert fall(replace(run, measured={}, steps=steps)) == pytest.approx((2.5, 0.15))  # the last two of 25
+    assert np.isnan(fall(replace(run, measured={}, steps=xr.Dataset()))).all()
+    broken = run_of("low", 0, 0.8, loss=np.append(np.linspace(2.0, 0.7, POINTS - 1), np.inf))
+    assert np.isnan(fall(broken)[1])
 
 
 # --- T10 -------------------------------------------------------------------------------------------------------------------

@@ -2,11 +2,16 @@
 
 Thresholds were written before any run. A square wave moves either the learning rate or the batch size; both schedules have
 the same lr / batch size at every epoch, and so the same time of the stochastic differential equation.
+
+The paper's labels are clean. Runs whose labels are partly drawn anew also tell how fast these are memorised, so each claim is
+judged in two groups, without and with corrupted labels, and must hold in each of those at hand: the clean group cannot save
+a claim that fails on the other. It was added after the first verdicts on corrupted labels and before any run of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import isfinite, nan
 from typing import Any
 
@@ -22,25 +27,32 @@ from sgdscope.evidence.schedule_exchange import (
     compared,
     ending,
     exchanged,
+    fall,
     farthest,
     schedules_made,
     superior,
-    table_of,
+    tables_of,
 )
 from sgdscope.evidence.sharpness import path, place
-from sgdscope.evidence.windows import weakest
+from sgdscope.evidence.windows import LOSS_SHARE, mean_finite, weakest
 from sgdscope.theory.schedules import MISMATCH
 
 PAPER = "Jastrzebski et al. 2017 (1711.04623)"
 PAIRS = 5  # seeds of two settings that are compared
 SEEDS = 16  # of the runs; with scatter of its own in each arm, 8 (as the paper has) rarely show equality within one deviation
 QUANTITIES: Mapping[str, Mapping[str, Any]] = {"curvature": {"k": 1}}
+MOTION: Mapping[str, Mapping[str, Any]] = {"motion": {}}  # where held-out accuracies alone are compared
+GROUPS = "; of each group of labels, as they are and with a share drawn anew"
 
 Pair = tuple[Arm, Arm]
+Row = tuple[str, Part, float]  # words, part, threshold
 
 
 def _regime(runs: Sequence[Evidence]) -> dict[str, float | str]:
-    return place([path(run) for run in runs])
+    falls = [fall(run) for run in runs]
+    told = {"training_loss": mean_finite([last for _, last in falls])}
+    told |= {"loss_share": mean_finite([last / first for first, last in falls if first > 0])}
+    return place([path(run) for run in runs]) | told
 
 
 def _silent(claim_id: str, runs: Sequence[Evidence], reason: str, *, foreign: bool = False) -> Verdict:
@@ -64,23 +76,16 @@ def _constants(table: Table) -> tuple[list[Pair], list[Pair]]:
 
 
 def _diverged(runs: Sequence[Evidence]) -> bool:
-    """Whether a run has a training loss that is not finite, or no network got better than chance."""
-    known = [p for run in runs if len((p := path(run)).steps)]
-    return any(not np.isfinite(p.losses).all() for p in known) or (bool(known) and all(p.losses[-1] >= p.initial for p in known))
+    """Whether a run has a training loss that is not finite, or no network got better than where it began."""
+    falls = [both for run in runs if isfinite((both := fall(run))[0])]
+    return any(not isfinite(last) for _, last in falls) or (bool(falls) and all(last >= first for first, last in falls))
 
 
 def _needs(table: Table, pair: Pair) -> bool:
     return len(set(table[pair[0]]) & set(table[pair[1]])) >= PAIRS
 
 
-def _sensitive(table: Table, ends: Sequence[Pair]) -> list[Part]:
-    """How far constants of different lr / batch size are apart, in the same units."""
-    return [part for a, b in ends for part in compared(table[a], table[b])]
-
-
-def _judged(
-    claim_id: str, runs: Sequence[Evidence], parts: Sequence[tuple[str, Part, float]], details: Mapping[str, Any]
-) -> Verdict:
+def _judged(claim_id: str, runs: Sequence[Evidence], parts: Sequence[Row], details: Mapping[str, Any]) -> Verdict:
     """All parts must hold; the first of those that decide is told."""
     answer = weakest(p.answer for _, p, _ in parts)
     name, part, threshold = next(row for row in parts if row[1].answer == answer)
@@ -93,30 +98,60 @@ def _judged(
     return Verdict(claim_id, answer, *numbers, reason, _regime(runs), smallest, {"parts": told} | dict(details))
 
 
-def _exchangeable(
-    claim_id: str, runs: Sequence[Evidence], pairs: Sequence[Pair], more: Sequence[tuple[str, Part, float]]
-) -> Verdict:
-    """Pairs of equal lr / batch size have equal accuracy, where another lr / batch size has not."""
-    table = table_of(runs)
-    if runs and not table and any(run.extra for run in runs):
+def _early(claim_id: str, runs: Sequence[Evidence], groups: Mapping[str, Table]) -> Verdict | None:
+    """What is said of runs of which nothing can be asked."""
+    if runs and not groups and any(run.extra for run in runs):
         return _silent(claim_id, runs, "no held-out examples are known", foreign=True)
     if len(runs) >= PAIRS and _diverged(runs):
         return _silent(claim_id, runs, "a run diverged, or none learned anything", foreign=True)
+    return None
+
+
+def _alike(table: Table, pairs: Sequence[Pair]) -> tuple[list[Row], dict[str, Any]]:
+    """The parts of pairs of equal lr / batch size, and what is told beside.
+
+    Where all pairs are equal and no piece of the constants of the lowest and of the highest lr / batch size is shown to be
+    apart, nothing was exchanged: a last row is undecided.
+
+    Args:
+        table: the runs of a group.
+        pairs: of its arms, at least one.
+
+    Returns:
+        (rows, details).
+    """
     _, ends = _constants(table)
-    if not pairs or not all(_needs(table, pair) for pair in (*pairs, *ends)):
-        reason = f"two schedules of one lr / batch size within {MISMATCH:.0%} with {PAIRS} seeds each are needed"
+    rows = [(f"{a} against {b}", part, 1.0) for a, b in pairs for part in compared(table[a], table[b])]
+    apart = [part for a, b in ends for part in compared(table[a], table[b])]
+    if all(p.answer == "supported" for _, p, _ in rows) and not any(p.answer == "contradicted" for p in apart):
+        widest = max(apart, key=lambda p: abs(p.statistic), default=Part("nothing", nan, (nan, nan), "undecided", 0))
+        rows.append(("nothing was exchanged: constants of another ratio do not differ", replace(widest, answer="undecided"), 1.0))
+    told: dict[str, Any] = {"mismatch": max(a.mismatch(b) for a, b in pairs)}
+    told["accuracy_at_the_end"] = {str(a): float(np.mean([ending(r) for r in own.values()])) for a, own in table.items()}
+    told["farthest"] = {f"{a} against {b}": farthest(table[a], table[b]) for a, b in pairs}
+    return rows, told | {"another_ratio": {part.name: part.told for part in apart}}
+
+
+def _exchangeable(claim_id: str, runs: Sequence[Evidence], *, constants: bool) -> Verdict:
+    """Judge T6 (cyclic pairs) or T7 (constants, and the gain of the waves) in each group."""
+    groups = tables_of(runs)
+    if (early := _early(claim_id, runs, groups)) is not None:
+        return early
+    rows: list[Row] = []
+    details: dict[str, Any] = {}
+    for words, table in groups.items():
+        same, ends = _constants(table)
+        pairs = same[:1] if constants else _equal_ratio(table, "lr", "batch")
+        if not pairs or not all(_needs(table, pair) for pair in (*pairs, *ends)):
+            rows = []
+            break
+        own, details[words] = _alike(table, pairs)
+        own += [("cyclic - constant", _gain(table, same[0]), 0.0)] if constants else []
+        rows += [(f"{words}: {name}", part, threshold) for name, part, threshold in own]
+    if not rows:
+        reason = f"two schedules of one lr / batch size within {MISMATCH:.0%} with {PAIRS} seeds each are needed in each group"
         return _silent(claim_id, runs, reason)
-    parts = [(f"{a} against {b}", part, 1.0) for a, b in pairs for part in compared(table[a], table[b])]
-    apart = _sensitive(table, ends)
-    details: dict[str, Any] = {"mismatch": max(a.mismatch(b) for a, b in pairs)}
-    details["accuracy_at_the_end"] = {str(a): float(np.mean([ending(r) for r in own.values()])) for a, own in table.items()}
-    details["farthest"] = {f"{a} against {b}": farthest(table[a], table[b]) for a, b in pairs}
-    details["another_ratio"] = {part.name: part.told for part in apart}
-    found = _judged(claim_id, runs, [*parts, *more], details)
-    if found.verdict == "supported" and not any(p.answer == "contradicted" for p in apart):
-        reason = "accuracies are equal, but constants of another lr / batch size do not differ either: nothing was exchanged"
-        return _silent(claim_id, runs, reason)
-    return found
+    return _judged(claim_id, runs, rows, details)
 
 
 @claim(
@@ -126,9 +161,9 @@ def _exchangeable(
     source=Source(PAPER, "section 4.4, Figure 4 left"),
     scope="sweep",
     statistic="paired difference of held-out accuracy, cyclic lr - cyclic batch, over both halves of training and at the end, "
-    "in standard deviations of an accuracy over seeds; the part that decides",
+    f"in standard deviations of an accuracy over seeds; the part that decides{GROUPS}",
     threshold="within 1, by two one-sided tests, where constants of another lr / batch size differ by more than 1",
-    quantities=QUANTITIES,
+    quantities=MOTION,
     experiments=exchanged(("lr-short", "batch-short", "low", "high"), SEEDS),
     controls=Controls(
         schedules_made(), lambda seed: schedules_made(batch=0.03)(seed), lambda seed: schedules_made(seeds=4)(seed),
@@ -137,8 +172,15 @@ def _exchangeable(
     observe=accuracy,
 )  # fmt: skip
 def cyclic_exchange(runs: Sequence[Evidence]) -> Verdict:
-    """Judge T6: each pair of cyclic schedules of equal stages."""
-    return _exchangeable("T6", runs, _equal_ratio(table_of(runs), "lr", "batch"), ())
+    """Judge T6: each pair of cyclic schedules of equal stages, in each group of labels.
+
+    Args:
+        runs: cyclic schedules of equal stages, and constants of two ratios.
+
+    Returns:
+        The verdict: of the weakest part of all groups.
+    """
+    return _exchangeable("T6", runs, constants=False)
 
 
 def _better(table: Table, cyclic: Sequence[Arm], still: Sequence[Arm]) -> Part:
@@ -156,9 +198,9 @@ def _better(table: Table, cyclic: Sequence[Arm], still: Sequence[Arm]) -> Part:
     source=Source(PAPER, "section 4.4, Figure 4 right against left"),
     scope="sweep",
     statistic="paired difference of held-out accuracy of the two constants as in T6; that of cyclic schedules - constants, at "
-    "the end; the part that decides",
+    f"the end; the part that decides{GROUPS}",
     threshold="within 1 standard deviation by two one-sided tests, where another ratio differs by more; > 0",
-    quantities=QUANTITIES,
+    quantities=MOTION,
     experiments=exchanged(("lr-short", "batch-short", "low", "low-large", "high"), SEEDS),
     controls=Controls(
         schedules_made(), lambda seed: schedules_made(batch=0.03)(seed), lambda seed: schedules_made(seeds=4)(seed),
@@ -167,24 +209,40 @@ def _better(table: Table, cyclic: Sequence[Arm], still: Sequence[Arm]) -> Part:
     observe=accuracy,
 )  # fmt: skip
 def constant_exchange(runs: Sequence[Evidence]) -> Verdict:
-    """Judge T7: the constants at the lower end of the waves, and the waves of the shorter stages against them."""
-    table = table_of(runs)
-    same, _ = _constants(table)
+    """Judge T7 in each group of labels: the constants at the lower end of the waves, and the shorter waves against them.
+
+    Args:
+        runs: cyclic schedules of equal stages, constants of their lower ratio with two batch sizes, and one of the higher ratio.
+
+    Returns:
+        The verdict: of the weakest part of all groups.
+    """
+    return _exchangeable("T7", runs, constants=True)
+
+
+def _gain(table: Table, same: Pair) -> Part:
+    """Accuracy at the end of the waves of the shortest stages above that of the constants."""
     moving = [arm for pair in _equal_ratio(table, "lr", "batch") for arm in pair]
     shortest = min((arm.epochs[0] for arm in moving), default=nan)
-    cyclic = [arm for arm in moving if arm.epochs[0] <= shortest * (1 + MISMATCH)]
-    more = [("cyclic - constant", _better(table, cyclic, [a for pair in same[:1] for a in pair]), 0.0)]
-    return _exchangeable("T7", runs, same[:1], more)
+    return _better(table, [arm for arm in moving if arm.epochs[0] <= shortest * (1 + MISMATCH)], same)
 
 
-def _stages(table: Table) -> list[tuple[str, Part, float]]:
-    """For each cyclic arm: sharpness falls and loss rises with the noise."""
-    parts = []
+def _vanished(runs: Sequence[Evidence]) -> bool:
+    """Whether the training loss of more than half of the runs ends below `LOSS_SHARE` of where it began."""
+    return sum(last < LOSS_SHARE * first for first, last in map(fall, runs)) > len(runs) / 2
+
+
+def _stages(table: Table) -> tuple[list[Row], dict[str, Any]]:
+    """For each cyclic arm: sharpness falls and loss rises with the noise; not in regime where the loss has vanished."""
+    rows: list[Row] = []
+    ratios: dict[str, float] = {}
     for arm, own in table.items():
+        logs = {name: [alternation(own[s], name) for s in sorted(own)] for name in ("sharpness", "loss")}
+        ratios[str(arm)] = mean_finite([a - b for a, b in zip(logs["sharpness"], logs["loss"], strict=True)])
         for name, sign, words in (("sharpness", -1, "sharper"), ("loss", 1, "deeper")):
-            values = [alternation(own[s], name) for s in sorted(own)]
-            parts.append((str(arm), superior(f"{words} at low noise, log {name}", [sign * v for v in values]), 0.0))
-    return parts
+            part = superior(f"{words} at low noise, log {name}", [sign * v for v in logs[name]])
+            rows.append((str(arm), replace(part, answer="not in regime") if _vanished([*own.values()]) else part, 0.0))
+    return rows, {"log_sharpness_over_loss": ratios}
 
 
 @claim(
@@ -194,8 +252,8 @@ def _stages(table: Table) -> list[tuple[str, Part, float]]:
     source=Source(PAPER, "section 4.5, Figure 13"),
     scope="sweep",
     statistic="phase-locked differences of log lambda_1 and log training loss between stage ends of low and high noise, without "
-    "their trend; accuracy at the end of long - short stages, paired; the part that decides",
-    threshold="> 0 for each cyclic schedule",
+    f"their trend; accuracy at the end of long - short stages, paired; the part that decides{GROUPS}",
+    threshold=f"> 0 for each cyclic schedule; phases whose training loss ends below {LOSS_SHARE:.0%} of its start say nothing",
     quantities=QUANTITIES,
     experiments=exchanged(("lr-short", "batch-short", "lr-long", "batch-long"), SEEDS),
     controls=Controls(
@@ -205,25 +263,36 @@ def _stages(table: Table) -> list[tuple[str, Part, float]]:
     observe=accuracy,
 )  # fmt: skip
 def alternates(runs: Sequence[Evidence]) -> Verdict:
-    """Judge T10 over all cyclic arms of the runs; sharpness is of the training loss, corrupted labels included.
+    """Judge T10 over the cyclic arms of each group of labels; sharpness is of the training loss, corrupted labels included.
+
+    Where the training loss of an arm has vanished, cross entropy takes the curvature with it: its phases are told, and count as
+    "not in regime", so that the claim is not supported; the accuracy at its end counts as any other.
 
     Args:
         runs: cyclic schedules of short and long stages.
 
     Returns:
-        The verdict.
+        The verdict: of the weakest part of all groups.
     """
-    table = {arm: own for arm, own in table_of(runs).items() if arm.moves in {"lr", "batch"}}
-    if len(runs) >= PAIRS and _diverged(runs):
-        return _silent("T10", runs, "a run diverged, or none learned anything", foreign=True)
-    kinds = {moves: sorted((a for a in table if a.moves == moves), key=lambda a: a.epochs[0]) for moves in ("lr", "batch")}
-    pairs = [(own[-1], own[0]) for own in kinds.values() if len(own) > 1]
-    if len(pairs) < 2 or not all(_needs(table, pair) for pair in pairs):
-        reason = f"cyclic lr and cyclic batch, each with short and long stages and {PAIRS} seeds, are needed"
+    groups = {w: {a: own for a, own in t.items() if a.moves in {"lr", "batch"}} for w, t in tables_of(runs).items()}
+    if (early := _early("T10", runs, groups)) is not None:
+        return early
+    rows: list[Row] = []
+    details: dict[str, Any] = {}
+    for words, table in groups.items():
+        kinds = {moves: sorted((a for a in table if a.moves == moves), key=lambda a: a.epochs[0]) for moves in ("lr", "batch")}
+        pairs = [(own[-1], own[0]) for own in kinds.values() if len(own) > 1]
+        if len(pairs) < 2 or not all(_needs(table, pair) for pair in pairs):
+            rows = []
+            break
+        own, details[words] = _stages(table)
+        own += [(f"{a} - stages of {b.epochs[0]:.3g}", _better(table, [a], [b]), 0.0) for a, b in pairs]
+        ends = {str(a): float(np.mean([ending(r) for r in told.values()])) for a, told in table.items()}
+        details[words]["accuracy_at_the_end"] = ends
+        rows += [(f"{words}: {name}", part, threshold) for name, part, threshold in own]
+    if not rows:
+        reason = f"cyclic lr and cyclic batch, each with short and long stages and {PAIRS} seeds, are needed in each group"
         return _silent("T10", runs, reason)
-    parts = _stages(table)
-    parts += [(f"{a} - stages of {b.epochs[0]:.3g}", _better(table, [a], [b]), 0.0) for a, b in pairs]
-    if not all(isfinite(part.statistic) for _, part, _ in parts):
+    if not all(isfinite(part.statistic) for _, part, _ in rows):
         return _silent("T10", runs, "the curvature at the ends of stages is not known of enough seeds")
-    ends = {str(a): float(np.mean([ending(r) for r in own.values()])) for a, own in table.items()}
-    return _judged("T10", runs, parts, {"accuracy_at_the_end": ends})
+    return _judged("T10", runs, rows, details)
