@@ -1,5 +1,6 @@
 """The walk service over real processes on loopback, one of which dies in the middle."""
 
+import json
 import os
 import socket
 import subprocess
@@ -21,21 +22,23 @@ from sgdscope.gossip.processes import serve
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 rank, began = dist.get_rank(), None
+cycles, dies = float(sys.argv[2]), int(sys.argv[3])
 
 def update(theta, step):
     global began
     began = began or time.monotonic()
-    if rank == 2 and step > 12:
-        os._exit(0)                                   # dies with the walk in its hands
+    if rank == dies and step > 12:
+        os._exit(0)                                   # with the walk in its hands
     return theta - 0.3 * (theta - torch.tensor([float(rank), 1.0]))
 
-done = serve(update, torch.zeros(2), cycles=120, cycle=0.025, limit=8.0)
+done = serve(update, torch.zeros(2), cycles=cycles, cycle=0.025, limit=8.0 if dies >= 0 else 1000.0)
 told = {"visits": done.visits, "known": list(done.known), "theta": done.theta and [done.theta[0], done.theta[1].tolist()],
         "restarts": done.restarts, "ended": done.ended, "gone": done.gone}
 with open(sys.argv[1] + f"/{rank}.json", "w") as file:
     json.dump(told, file)
-os._exit(0)                                           # the group is broken: one of it is dead
+os._exit(0)                                           # the group may be broken: one of it is dead
 """
+PLACE = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "USE_LIBUV": "0"}
 
 
 def free_port():
@@ -45,15 +48,14 @@ def free_port():
 
 
 def test_the_walk_outlives_the_process_that_held_it(tmp_path):
-    import json
-
     script = tmp_path / "node.py"
     script.write_text(NODE)
-    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "4", "OMP_NUM_THREADS": "1"}
-    shared |= {"GLOO_SOCKET_IFNAME": "lo", "USE_LIBUV": "0"}
+    shared = os.environ | PLACE | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "4"}
     began = time.monotonic()
     processes = [
-        subprocess.Popen([sys.executable, str(script), str(tmp_path)], env=shared | {"RANK": str(r)}, stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, str(script), str(tmp_path), "120", "2"], env=shared | {"RANK": str(r)}, stderr=subprocess.PIPE
+        )
         for r in range(4)
     ]
     errors = [p.communicate(timeout=60)[1].decode() for p in processes]
@@ -79,6 +81,29 @@ def test_the_walk_outlives_the_process_that_held_it(tmp_path):
         by_hand = by_hand - 0.3 * (by_hand - np.array([float(last[step][1]), 1.0]))
     assert theta == pytest.approx(by_hand.tolist(), abs=2e-6)  # 0.7^40 of where it was 40 steps before
     assert time.monotonic() - began < 60
+
+
+def test_started_by_torchrun(tmp_path):
+    script = tmp_path / "node.py"
+    script.write_text(NODE)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc_per_node", "3"]
+    torchrun += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
+    done = subprocess.run(
+        [*torchrun, str(script), str(tmp_path), "40", "-1"], env=os.environ | PLACE, capture_output=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    told = [json.loads((tmp_path / f"{r}.json").read_text()) for r in range(3)]
+    visits = sorted((step, walk, r) for r, one in enumerate(told) for _, step, walk in one["visits"])
+    reached = max(one["theta"][0] for one in told)
+    assert reached > 20
+    assert [v[0] for v in visits if v[1] == 0] == list(range(1, reached + 1))  # nothing was lost: one walk, each step once
+    assert len({r for *_, r in visits}) == 3
+    assert sum(one["restarts"] + one["ended"] for one in told) == 0
+    by_hand = np.zeros(2)
+    for *_, r in visits:
+        by_hand += 0.3 * (np.array([float(r), 1.0]) - by_hand)
+    last = next(one["theta"][1] for one in told if one["theta"][0] == reached)
+    assert last == pytest.approx(by_hand.tolist(), abs=1e-6)  # the nodes' records are float32
 
 
 def test_alone_it_is_refused():
