@@ -7,7 +7,7 @@ import pytest
 import torch
 import xarray as xr
 
-from sgdscope.contracts import Source, quantities
+from sgdscope.contracts import Source, columns, declare, ends, quantities
 from sgdscope.errors import OUTCOME_ATTRS, Outcome
 from sgdscope.landscapes import DoubleWell, NoisyQuadratic, walk
 
@@ -245,3 +245,33 @@ def test_an_exhausted_budget_is_said(noisy):
     found = measured("valley", *noisy, projection=1, epsilon=1e-9)
     assert (found["height_projection_outcome"] == Outcome.not_converged).all()
     assert np.isfinite(found["height_projection"]).all()
+
+
+def test_columns_join_rows_and_say_what_is_not_there():
+    table = "a; step rank; loss; stderr; s; r; a\nflag; step; 1; exact; s; r; flag\nrate; window; 1; exact; s; ; rate"
+    declared = declare(table, sources={"s": "source"}, reasons={"r": "reason"}, flags={"flag": "no yes"})
+    ok, late, absent = (int(o) for o in (Outcome.ok, Outcome.not_converged, Outcome.not_applicable))
+    rows = [
+        {"a": [2.5, np.nan], "a_stderr": 0.5, "flag": True},
+        {"a": 3.5, "a_outcome": [ok, late]},
+        {"flag": False, "flag_outcome": late},
+    ]
+    found = columns(declared, rows, spanned=[{"rate": 7.5}], sizes={"rank": 2})
+    np.testing.assert_array_equal(found["a"], [[2.5, np.nan], [3.5, 3.5], [np.nan, np.nan]])
+    np.testing.assert_array_equal(found["a_stderr"], [[0.5, 0.5], [np.nan, np.nan], [np.nan, np.nan]])
+    assert found["a_outcome"].tolist() == [[ok, absent], [ok, late], [absent, absent]]
+    assert found["flag"].tolist() == [1, 0, 0]
+    assert found["flag_outcome"].tolist() == [ok, absent, late]
+    assert found["rate"].tolist() == [7.5]
+    assert "rate_outcome" not in found
+    empty = columns(declared, [], sizes={"rank": 2})
+    assert {name: part.shape for name, part in empty.items()}["a_outcome"] == (0, 2)
+
+
+def test_ends_of_windows():
+    told = ends([(3, 9), (20, 26)])
+    assert {name: (dim, values.tolist()) for name, (dim, values, _) in told.items()} == {
+        "window_first": ("window", [3, 20]),
+        "window_last": ("window", [9, 26]),
+    }
+    assert ends([])["window_last"][1].shape == (0,)

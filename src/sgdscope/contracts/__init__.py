@@ -9,7 +9,9 @@ from sgdscope.contracts.measurements import (
     Quantity,
     QuantityEntry,
     Variable,
+    columns,
     declare,
+    ends,
     measurement,
     quantities,
     quantity,
@@ -47,4 +49,6 @@ __all__ = [
     "stores",
     "walker",
     "walkers",
+    "columns",
+    "ends",
 ]

@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from sgdscope.contracts.catalogue import Catalogue, Source
-from sgdscope.errors import OUTCOME_ATTRS
+from sgdscope.errors import OUTCOME_ATTRS, Outcome
 from sgdscope.records import Surface, Trajectory
 
 
@@ -113,6 +113,57 @@ def declare(
         why, meanings = reasons[reason] if reason else "", (flags or {}).get(name, "")
         declared[name] = Variable(tuple(dims.split()), units, text, sources[source], kind, why, meanings)
     return declared
+
+
+def columns(
+    declared: Mapping[str, Variable],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    spanned: Sequence[Mapping[str, Any]] = (),
+    sizes: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+    """Join what was found point by point, and window by window, to one array a variable.
+
+    Args:
+        declared: name -> what is declared of it; the first dimension is `window`, or one along which the rows lie.
+        rows: a point each, name -> number or array of the further dimensions; also `<name>_stderr` and `<name>_outcome`.
+        spanned: the same for each window.
+        sizes: lengths of the further dimensions.
+
+    Returns:
+        What `measurement` asks for: NaN (0 in a variable of flags) where a row has no such number, and then the outcome
+        not_applicable; where it has one and tells no outcome, ok.
+    """
+    values: dict[str, Any] = {}
+    for name, v in declared.items():
+        source = spanned if v.dims[0] == "window" else rows
+        shape = (len(source), *((sizes or {})[dim] for dim in v.dims[1:]))
+        for key in (name, f"{name}_stderr") if v.error == "stderr" else (name,):
+            values[key] = _stacked([row.get(key, np.nan) for row in source], shape, np.float64)
+        if v.reason:
+            plain = np.where(np.isfinite(values[name]), Outcome.ok, Outcome.not_applicable)
+            told = [row.get(f"{name}_outcome", one) for row, one in zip(source, plain, strict=True)]
+            values[f"{name}_outcome"] = _stacked(told, shape, np.int8)
+        if v.flags:
+            values[name] = np.nan_to_num(values[name])
+    return values
+
+
+def _stacked(parts: Sequence[Any], shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
+    return np.array([np.broadcast_to(part, shape[1:]) for part in parts], dtype).reshape(shape)
+
+
+def ends(spans: Sequence[tuple[int, int]]) -> dict[str, tuple[str, Any, str]]:
+    """The coordinates that say where windows lie.
+
+    Args:
+        spans: first and last point of each, as `records.windows` gives them.
+
+    Returns:
+        `window_first` and `window_last`, for `measurement`.
+    """
+    points = np.array(spans, np.int64).reshape(-1, 2).T
+    return {f"window_{e}": ("window", p, f"{e} point of the window") for e, p in zip(("first", "last"), points, strict=True)}
 
 
 def measurement(

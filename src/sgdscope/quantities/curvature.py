@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sgdscope import spectra, theory
-from sgdscope.contracts import Source, declare, measurement, quantity, scalars
+from sgdscope.contracts import Source, columns, declare, ends, measurement, quantity, scalars
 from sgdscope.directions import private
 from sgdscope.errors import ArgumentError, DataError, NotAvailableError, Outcome
 from sgdscope.ranges import choice, positive, whole
@@ -223,11 +223,10 @@ def curvature(
         "rank": ("rank", np.arange(1, k + 1), "1 is the sharpest direction"),
         "layer": ("layer", np.array(list(groups), dtype=np.str_), "prefix of the parameters' names"),
         "bin": ("bin", np.arange(BINS if density else 0), "position in the density"),
-        "window_first": ("window", np.array([a for a, _ in spans], np.int64), "first point of the window"),
-        "window_last": ("window", np.array([b for _, b in spans], np.int64), "last point of the window"),
+        **ends(spans),
     }
     shapes = {"rank": k, "layer": len(groups), "bin": BINS if density else 0}
-    measured = measurement(_VARIABLES, _columns(rows, spanned, shapes), coords)
+    measured = measurement(_VARIABLES, columns(_VARIABLES, rows, spanned=spanned, sizes=shapes), coords)
     return measured.assign(eigenvector=_vectors(rows, k, layout)) if vectors else measured
 
 
@@ -469,22 +468,6 @@ def _rate(rows: Sequence[Row]) -> Row:
 
 
 # --- columns ------------------------------------------------------------------------------------------------------------------
-
-
-def _columns(rows: Sequence[Row], spanned: Sequence[Row], shapes: Mapping[str, int]) -> Row:
-    """All columns, NaN where nothing was measured, with the outcomes that follow from the values."""
-    values: Row = {}
-    for name, v in _VARIABLES.items():
-        source, tail = (spanned if v.dims[0] == "window" else rows), tuple(shapes[d] for d in v.dims[1:])
-        for key in (name, f"{name}_stderr") if v.error == "stderr" else (name,):
-            parts = [np.asarray(row.get(key, np.full(tail, np.nan)), np.float64) for row in source]
-            values[key] = np.stack(parts) if parts else np.zeros((0, *tail))
-        if v.reason:
-            told = [row.get(f"{name}_outcome") for row in source]
-            plain = np.where(np.isfinite(values[name]), int(Outcome.ok), int(Outcome.not_applicable))
-            kept = [np.broadcast_to(p if t is None else t, tail) for p, t in zip(plain, told, strict=True)]
-            values[f"{name}_outcome"] = np.array(kept, np.int8).reshape(len(source), *tail)
-    return values
 
 
 def _vectors(rows: Sequence[Row], k: int, layout: Layout) -> xr.Variable:

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from sgdscope.contracts import Source, declare, measurement, quantity
+from sgdscope.contracts import Source, declare, ends, measurement, quantity
 from sgdscope.errors import ArgumentError, Outcome
 from sgdscope.ranges import choice, whole
 from sgdscope.records import Surface, Trajectory, windows
@@ -106,8 +106,7 @@ def escape(
     rows = [_window(trajectory, surface, span, options) for span in spans]
     coords: dict[str, tuple[str, Any, str]] = {
         "step": ("step", np.concatenate([np.zeros(0, np.int64), *(np.arange(a, b) for a, b in spans)]), "update t"),
-        "window_first": ("window", np.array([a for a, _ in spans], np.int64), "first point of the window"),
-        "window_last": ("window", np.array([b for _, b in spans], np.int64), "last point of the window"),
+        **ends(spans),
     }
     return measurement(_VARIABLES, _joined(rows), coords)
 

@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from sgdscope.contracts import Source, declare, measurement, quantity, scalars
+from sgdscope.contracts import Source, declare, ends, measurement, quantity, scalars
 from sgdscope.errors import NotAvailableError, Outcome
 from sgdscope.ranges import whole
 from sgdscope.records import Surface, Trajectory, windows
@@ -135,8 +135,7 @@ def motion(trajectory: Trajectory, surface: Surface | None = None, *, window: in
     coords: dict[str, tuple[str, Any, str]] = {
         "step": ("step", np.concatenate([np.zeros(0, np.int64), *(np.arange(a, b) for a, b in spans)]), "update t"),
         "step_scalar": ("step_scalar", recorded, "update t"),
-        "window_first": ("window", np.array([a for a, _ in spans], np.int64), "first point of the window"),
-        "window_last": ("window", np.array([b for _, b in spans], np.int64), "last point of the window"),
+        **ends(spans),
         "lag": ("lag", lags, "updates between two points"),
         "layer": ("layer", np.array(list(layers), dtype=np.str_), "prefix of the parameters' names"),
     }

@@ -12,7 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sgdscope.contracts import Source, declare, measurement, quantity, scalars
+from sgdscope.contracts import Source, columns, declare, ends, measurement, quantity, scalars
 from sgdscope.directions import private
 from sgdscope.errors import ArgumentError, DataError, Outcome, SurfaceError
 from sgdscope.ranges import positive, whole
@@ -200,11 +200,10 @@ def neurons(
         "position": ("position", np.array(grid), "j, in steps s_i of SGD; it reaches j < 0"),
         "layer": ("layer", np.array(layers, dtype=np.str_), "call of an activation"),
         "threshold": ("threshold", np.array(THRESHOLDS), "of dead units"),
-        "window_first": ("window", np.array([a for a, _ in spans], np.int64), "first point of the window"),
-        "window_last": ("window", np.array([b for _, b in spans], np.int64), "last point of the window"),
+        **ends(spans),
     }
     sizes = {"rank": k, "arm": len(ARMS), "position": len(grid), "layer": len(layers), "threshold": len(THRESHOLDS)}
-    return measurement(_VARIABLES, _columns(rows, sizes), coords)
+    return measurement(_VARIABLES, columns(_VARIABLES, rows, sizes=sizes), coords)
 
 
 def _settings(trajectory: Trajectory, wish: _Wish, step: int) -> tuple[float, float]:
@@ -302,7 +301,7 @@ class _Point:
         """Values of the ranks that exist, and their outcome."""
         padded = np.full(self.wish.k, np.nan)
         padded[: len(values)] = values
-        self.row |= {name: padded, f"{name}_outcome": outcome}
+        self.row |= {name: padded, f"{name}_outcome": np.where(np.isfinite(padded), outcome, Outcome.not_applicable)}
 
     def _pairs(self, h: Linearization, product: Callable[[Tensor], Tensor], k: int, which: str) -> Eigenpairs | None:
         """Eigenpairs; None where they do not exist."""
@@ -386,19 +385,5 @@ class _Point:
                 means[place] = seen.mean(0).T
                 errors[place] = seen.std(0, ddof=1).T / np.sqrt(len(seen)) if len(seen) > 1 else 0 * means[place]
         for name, mean, error in zip(CHANGES, means, errors, strict=True):
-            self.row |= {name: mean, f"{name}_stderr": error, f"{name}_outcome": outcome}
-
-
-def _columns(rows: Sequence[Row], sizes: Mapping[str, int]) -> Row:
-    """One array a variable, NaN where a point has no such number, and the outcomes."""
-    columns: Row = {}
-    for name, v in _VARIABLES.items():
-        shape = tuple(sizes[dim] for dim in v.dims[1:])
-        for key in (name, f"{name}_stderr") if v.error == "stderr" else (name,):
-            found = [np.broadcast_to(np.asarray(row.get(key, np.nan), np.float64), shape) for row in rows]
-            columns[key] = np.array(found).reshape(len(rows), *shape)
-        if v.reason:
-            outcomes = np.array([int(row.get(f"{name}_outcome", Outcome.ok)) for row in rows], np.int8)
-            said = np.broadcast_to(outcomes.reshape(-1, *[1] * len(shape)), columns[name].shape)
-            columns[f"{name}_outcome"] = np.where(np.isfinite(columns[name]), said, Outcome.not_applicable)
-    return columns
+            known = np.where(np.isfinite(mean), outcome, Outcome.not_applicable)
+            self.row |= {name: mean, f"{name}_stderr": error, f"{name}_outcome": known}

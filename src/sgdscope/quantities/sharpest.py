@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sgdscope import spectra
-from sgdscope.contracts import Source, declare, measurement, quantity, scalars
+from sgdscope.contracts import Source, columns, declare, ends, measurement, quantity, scalars
 from sgdscope.curves import ROUNDING, vertex, widths
 from sgdscope.directions import Basis, Buffers, Probe, chance_cosine, minibatches, noise_share, over_batches, private
 from sgdscope.errors import ArgumentError, DataError, Outcome
@@ -454,22 +454,11 @@ class _Point:
 
 
 def _columns(rows: Sequence[Row], spanned: Sequence[Row], wish: _Wish, size: int) -> Row:
-    """All columns, NaN where nothing was measured, with the outcomes that follow from the values."""
-    lengths = {name: len(values) for name, (_, values, _) in _coords(rows, [], wish).items()}
-    values: Row = {"alignment_chance": chance_cosine(size), "share_chance": np.minimum(np.arange(1, wish.k + 1) / size, 1)}
-    for name, v in _VARIABLES.items():
-        if name in values:
-            continue
-        source, tail = (spanned if v.dims[0] == "window" else rows), tuple(lengths[d] for d in v.dims[1:])
-        for key in (name, f"{name}_stderr") if v.error == "stderr" else (name,):
-            blank = np.full(tail, 0.0 if v.flags else np.nan)
-            values[key] = np.array([row.get(key, blank) for row in source], np.float64).reshape(len(source), *tail)
-        if v.reason:
-            plain = np.where(np.isfinite(values[name]), int(Outcome.ok), int(Outcome.not_applicable))
-            absent = np.full(tail, int(Outcome.not_applicable))
-            told = [row.get(f"{name}_outcome", absent if v.flags else p) for row, p in zip(source, plain, strict=True)]
-            values[f"{name}_outcome"] = np.array(told, np.int8).reshape(len(source), *tail)
-    return values
+    """All columns, with those that random directions would give."""
+    sizes = {name: len(values) for name, (_, values, _) in _coords(rows, [], wish).items()}
+    chance: Row = {"alignment_chance": chance_cosine(size), "share_chance": np.minimum(np.arange(1, wish.k + 1) / size, 1)}
+    measured = {name: v for name, v in _VARIABLES.items() if name not in chance}
+    return chance | columns(measured, rows, spanned=spanned, sizes=sizes)
 
 
 def _coords(rows: Sequence[Row], spans: Sequence[tuple[int, int]], wish: _Wish) -> dict[str, tuple[str, Any, str]]:
@@ -486,6 +475,4 @@ def _coords(rows: Sequence[Row], spans: Sequence[tuple[int, int]], wish: _Wish) 
         "side": ("side", np.array(SIDES, dtype=np.str_), "side of the cross-section, seen along e_i"),
         "part": ("part", np.array(PARTS, dtype=np.str_), "within the K directions, and outside"),
     }
-    for e, name in enumerate(("first", "last")):
-        coords[f"window_{name}"] = ("window", np.array([s[e] for s in spans], np.int64), f"{name} point of the window")
-    return coords
+    return coords | ends(spans)

@@ -12,7 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sgdscope.contracts import Source, declare, measurement, quantity, scalars
+from sgdscope.contracts import Source, declare, ends, measurement, quantity, scalars
 from sgdscope.curves import ROUNDING, bends, fit, lobatto, parabola, squares
 from sgdscope.errors import ArgumentError, NotAvailableError, Outcome
 from sgdscope.records import Surface, Trajectory, windows
@@ -21,7 +21,7 @@ from sgdscope.statistics import block_bootstrap, share_interval
 Array = NDArray[np.float64]
 Row = dict[str, float]
 
-THREE, ENDS = (0.0, 0.5, 1.0), ("first", "last")
+THREE = (0.0, 0.5, 1.0)
 DESCENT = 1e-6  # largest |d + lr g| / |d| at which an update counts as d = -lr g, beside rounding (DESIGN, "Lines")
 NINE = 2.5  # largest error / tolerance of 5 nodes at which 9 are tried: they bring a factor of about 3 on kinks
 RESAMPLES = 400  # of the bootstrap behind the window's standard errors: their own error is 4 %
@@ -183,7 +183,7 @@ def valley(
         "step": ("step", np.array([r["step"] for r in work.rows], np.int64), "update t"),
         "step_curve": ("step_curve", np.array([s["step"] for s in work.shapes], np.int64), "update t with a curve"),
         "alpha": ("alpha", grid, "position along the update: theta_t + alpha d_t"),
-        **{f"window_{e}": ("window", np.array([x[i] for x in spans], np.int64), f"its {e} point") for i, e in enumerate(ENDS)},
+        **ends(spans),
     }
     return measurement(_VARIABLES, work.values(), coords)
 
