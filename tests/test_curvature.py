@@ -204,6 +204,27 @@ def test_adam_is_measured_in_its_own_metric(tmp_path):
     assert abs(top / float(got["sharpness"][1]) - 1) > 0.5
 
 
+def test_each_phase_is_held_against_the_edge_of_its_own_method(tmp_path):
+    more = [{"walker": "sgd", "lr": 0.1, "momentum": 0.7, "nesterov": True}, {"walker": "adam", "lr": 0.01, "betas": [0.8, 0.9]}]
+    told = described(updates=4) | {"record": {"snapshots": {"kind": "every", "n": 1}, "keyframes": 2}}
+    told["phases"] += [phase | {"batch_size": 32, "updates": 4} for phase in more]
+    experiment = Experiment(**told)
+    trajectory = open_trajectory(run(experiment, tmp_path / "r"))
+    surface = surface_of(experiment, dtype=F64)
+    got = found((trajectory, surface), points=7, k=2, tolerance=1e-5)
+    assert got["step"].values.tolist() == [0, 2, 4, 6, 8, 10, 12]
+    top, edge = got["sharpness"].values, got["edge"].values
+    np.testing.assert_allclose(edge[:4], top[:4] / [2 / 0.2, 2 / 0.2, 3.4 / (0.1 * 2.4), 3.4 / (0.1 * 2.4)], rtol=1e-9)
+    assert int(got["edge_outcome"][4]) == Outcome.not_applicable  # Adam has no second moments before its first update
+    root = trajectory.preconditioner(10).rsqrt()
+    own = torch.linalg.eigvalsh(root[:, None] * dense(surface, trajectory.theta(10).double()) * root)[-1]
+    assert float(got["edge"][5]) == pytest.approx(float(own) * 0.2 * 0.01 / 3.6, rel=1e-3)
+    phases = trajectory.settings["experiment"]["phases"]
+    untold = [{k: v for k, v in phases[0].items() if k != "updates"} | {"epochs": 1.0}, *phases[1:]]
+    header = replace(trajectory.header, settings={**trajectory.settings, "experiment": {"phases": untold}})
+    assert (found((replace(trajectory, header=header), surface), k=2)["edge_outcome"] == Outcome.not_applicable).all()
+
+
 def test_adam_before_batchnorm_is_held_against_its_edge_in_training_mode_alone(tmp_path):
     """A bias before BatchNorm has no second moment; on fixed statistics it alone would make the preconditioned sharpness."""
     settings = described(walker="adam", lr=0.01) | {"model": {"name": "mlp", "hidden": [6], "batchnorm": True}}

@@ -420,15 +420,16 @@ def _edge(trajectory: Trajectory, at: tuple[int, int], pairs: spectra.Eigenpairs
     """How near the edge of stability of the recorded method; `at` is the point, and the update whose learning rate counts."""
     step, update = at
     lr = float(scalars(trajectory.steps, "lr", update, update + 1)[0])
-    told = (trajectory.settings.get("optimizers") or [{}])[0]
+    told = _method(trajectory.settings, update)
     if not lr > 0 or not len(pairs.values):
         return {}
     row: Row = {"half_eta_sharpness": lr * float(pairs.values[0]) / 2}
-    named = str(trajectory.settings.get("walker") or told.get("class", "sgd"))
     betas = told.get("betas") or (told.get("beta1", 0.9), 0.999)
-    momentum, nesterov = float(told.get("momentum") or trajectory.settings.get("momentum") or 0.0), bool(told.get("nesterov"))
+    momentum, nesterov = float(told.get("momentum") or 0.0), bool(told.get("nesterov"))
     try:
-        limit, matrix = theory.stability_threshold(named, lr, momentum=momentum, nesterov=nesterov, beta1=float(betas[0]))
+        limit, matrix = theory.stability_threshold(
+            told["walker"], lr, momentum=momentum, nesterov=nesterov, beta1=float(betas[0])
+        )
         if matrix == "hessian":
             return row | {"edge": float(pairs.values[0]) / limit, "edge_directions": float((pairs.values > limit).sum())}
         if not own:  # a bias before BatchNorm has v = 0; on fixed statistics the loss depends on it all the same
@@ -439,6 +440,23 @@ def _edge(trajectory: Trajectory, at: tuple[int, int], pairs: spectra.Eigenpairs
     found = point.solve(lambda v: root * point.h.hvp(root * v), 1, root * point.h.gradient)
     value = float(found.values[0]) if len(found.values) else np.nan
     return row | {"preconditioned_sharpness": value, "edge": value / limit}
+
+
+def _method(settings: Mapping[str, Any], update: int) -> Mapping[str, Any]:
+    """Name ("walker") and options of the method that makes an update: of its phase, where an experiment has several."""
+    phases = (settings.get("experiment") or {}).get("phases") or []
+    if len(phases) < 2:
+        told = (settings.get("optimizers") or [{}])[0]
+        momentum = told.get("momentum") or settings.get("momentum")
+        return {**told, "walker": str(settings.get("walker") or told.get("class", "sgd")), "momentum": momentum}
+    end = 0
+    for phase in phases[:-1]:
+        if not phase.get("updates"):  # epochs: where the phase ends is not told
+            return {"walker": "unknown"}
+        end += int(phase["updates"])
+        if update < end:
+            return {"walker": "sgd", **phase}
+    return {"walker": "sgd", **phases[-1]}
 
 
 def _halves(surface: Surface, theta: Tensor, buffers: Mapping[str, Tensor] | None, wish: _Wish) -> Row:
