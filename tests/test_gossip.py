@@ -11,6 +11,7 @@ from sgdscope.ensembles.gossip import GossipWalk
 from sgdscope.errors import ArgumentError
 from sgdscope.experiment.gossip import walk_service
 from sgdscope.gossip import Faults, Graph, Life, Patience, Summary, Trace, from_edges, goes_on, newer, random_out, ring, simulate
+from sgdscope.gossip.simulation import PULL, _Service
 from sgdscope.measure import measure
 from sgdscope.recorder import every
 from sgdscope.report import report
@@ -221,6 +222,57 @@ def test_duplicates_are_ended_and_without_the_rule_they_are_not():
     assert sum(life.cause == "duplicate" for life in wild.lives) == 0
     assert kept.mean_live(100.0) < 1.6 < 3 < wild.mean_live(100.0)
     assert max(kept.spells(least=2)) < 60
+
+
+def watched(monkeypatch, *names):
+    """Every call of some handlers of the simulation: (time, node, whether the node is online after it)."""
+    seen = {name: [] for name in names}
+
+    def watching(name, handler):
+        def watch(service, now, node, what):
+            handler(service, now, node, what)
+            seen[name].append((now, node, service._online[node]))
+
+        monkeypatch.setattr(_Service, name, watch)
+
+    for name in names:
+        watching(name, getattr(_Service, name))
+    return seen
+
+
+def test_nodes_come_and_go_as_told_and_only_those_that_are_online_act(monkeypatch):
+    # spells of mean 10 online and 2.5 offline: a share of 0.8, with standard error sqrt(2 * 0.16 * 2 / (600 * 40)) = 0.005
+    flips = watched(monkeypatch, "_flip")["_flip"]
+    trace = simulate(random_out(40, 8, generator(2)), generator(4), cycles=600, faults=Faults(online=0.8, session=10.0))
+    assert trace.counts["exchanges"] / (600 * 40) == pytest.approx(0.8, abs=0.02)
+    assert len(flips) / (600 * 40) == pytest.approx(2 / 12.5, rel=0.07)
+    assert trace.counts["retried"] > 10
+    states = {node: [(t, online) for t, other, online in flips if other == node] for node in range(40)}
+    for time, node in zip(trace.time[1:].tolist(), trace.node[1:].tolist(), strict=True):
+        before = [online for t, online in states[node] if t <= time]
+        assert before[-1] if before else not states[node] or not states[node][0][1]
+
+
+def test_summaries_are_lost_as_often_as_told(monkeypatch):
+    # 8000 exchanges: a standard error of 0.005; of the last 40 some are still on their way
+    seen = watched(monkeypatch, "_push", "_pull")
+    trace = simulate(random_out(40, 8, generator(2)), generator(4), cycles=200, faults=Faults(survive=0.7))
+    assert trace.counts["exchanges"] == pytest.approx(8000, abs=40)
+    assert len(seen["_push"]) / trace.counts["exchanges"] == pytest.approx(0.7, abs=0.025)
+    assert len(seen["_pull"]) / len(seen["_push"]) == pytest.approx(0.7, abs=0.03)
+
+
+def test_an_exchange_tells_both_nodes_what_the_other_one_knows():
+    service = _Service(ring(5), generator(), Faults(), 11.0)
+    mine, theirs = Summary(4, 1.0, 0, 2), Summary(6, 1.5, 1, 3)
+    service._known[2] = mine
+    service._push(2.0, 2, (theirs, 3))
+    assert service._known[2] == Summary(6, 1.5, 1, 4)
+    (_, _, kind, sender, answer), *others = service._queue
+    assert (kind, sender, answer, others) == (PULL, 3, mine, [])  # what it knew before, for the sender to merge
+    service._known[3] = theirs._replace(step=3)
+    service._pull(2.5, 3, answer)
+    assert service._known[3] == Summary(4, 1.0, 0, 3)
 
 
 def test_dead_nodes_are_never_visited():
