@@ -31,7 +31,9 @@ def update(theta, step):
         os._exit(0)                                   # with the walk in its hands
     return theta - 0.3 * (theta - torch.tensor([float(rank), 1.0]))
 
-done = serve(update, torch.zeros(2), cycles=cycles, cycle=0.025, limit=8.0 if dies >= 0 else 1000.0)
+survive = float(sys.argv[4]) if len(sys.argv) > 4 else 1.0
+limit = 8.0 if dies >= 0 or survive < 1 else 1000.0
+done = serve(update, torch.zeros(2), cycles=cycles, cycle=0.025, limit=limit, survive=survive)
 told = {"visits": done.visits, "known": list(done.known), "theta": done.theta and [done.theta[0], done.theta[1].tolist()],
         "restarts": done.restarts, "ended": done.ended, "gone": done.gone}
 with open(sys.argv[1] + f"/{rank}.json", "w") as file:
@@ -47,19 +49,21 @@ def free_port():
         return s.getsockname()[1]
 
 
-def test_the_walk_outlives_the_process_that_held_it(tmp_path):
-    script = tmp_path / "node.py"
+def served(folder, count, *arguments):
+    """Return codes and errors of so many nodes."""
+    script = folder / "node.py"
     script.write_text(NODE)
-    shared = os.environ | PLACE | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "4"}
+    shared = os.environ | PLACE | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
+    command = [sys.executable, str(script), str(folder), *arguments]
+    processes = [subprocess.Popen(command, env=shared | {"RANK": str(r)}, stderr=subprocess.PIPE) for r in range(count)]
+    errors = [p.communicate(timeout=90)[1].decode() for p in processes]
+    return [p.returncode for p in processes], errors
+
+
+def test_the_walk_outlives_the_process_that_held_it(tmp_path):
     began = time.monotonic()
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path), "120", "2"], env=shared | {"RANK": str(r)}, stderr=subprocess.PIPE
-        )
-        for r in range(4)
-    ]
-    errors = [p.communicate(timeout=60)[1].decode() for p in processes]
-    assert all(p.returncode == 0 for p in processes), errors
+    codes, errors = served(tmp_path, 4, "120", "2")
+    assert codes == [0] * 4, errors
     told = {r: json.loads(Path(tmp_path / f"{r}.json").read_text()) for r in (0, 1, 3)}
     assert not (tmp_path / "2.json").exists()
     assert all(2 in one["gone"] for one in told.values())  # and, at the end, those that finished before this one
@@ -104,6 +108,23 @@ def test_started_by_torchrun(tmp_path):
         by_hand += 0.3 * (np.array([float(r), 1.0]) - by_hand)
     last = next(one["theta"][1] for one in told if one["theta"][0] == reached)
     assert last == pytest.approx(by_hand.tolist(), abs=1e-6)  # the nodes' records are float32
+
+
+def test_walks_in_lost_messages_are_restarted(tmp_path):
+    codes, errors = served(tmp_path, 3, "120", "-1", "0.85")
+    assert codes == [0] * 3, errors
+    told = [json.loads((tmp_path / f"{r}.json").read_text()) for r in range(3)]
+    visits = sorted(tuple(v) for one in told for v in one["visits"])
+    assert sum(one["restarts"] for one in told) >= 3
+    assert len({walk for *_, walk in visits}) >= 3
+    assert max(step for _, step, _ in visits) > max(step for _, step, walk in visits if walk == 0)  # it went on from there
+
+
+def test_the_last_process_says_that_all_others_are_dead(tmp_path):
+    codes, errors = served(tmp_path, 2, "4000", "1")
+    assert codes[1] == 0
+    assert codes[0] != 0
+    assert "WorkersError: all other 1 processes are gone; the walk stood at step 1" in errors[0]
 
 
 def test_alone_it_is_refused():
