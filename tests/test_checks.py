@@ -85,7 +85,7 @@ def test_json_holds_no_nan():
         ({"claims": ["W1"], "surface": True}, "surface: it belongs to a recorded run"),
         ({"claims": ["W1"], "preset": "slow"}, "preset: W1 has quick, standard, paper; got 'slow'"),
         ({"claims": ["W1"], "jobs": 0}, "jobs: expected at least 1, got 0"),
-        ({"claims": ["W1"], "seed": -1}, "seed: expected an integer >= 0, got -1"),
+        ({"claims": ["W1"], "seed": -1}, "seed: expected a whole number >= 0, got -1"),
         ({"claims": ["W1"], "experiment": 3}, "experiment: expected a TOML file"),
     ],
 )

@@ -181,7 +181,7 @@ def test_a_walk_on_a_landscape_is_diagnosed(quadratic):
     )
     text = json.dumps(told.to_json(), allow_nan=False)
     assert json.loads(text)["advice"][4]["numbers"]["annealed"] is None
-    with pytest.raises(ArgumentError, match="k: expected an integer >= 1, got 0"):
+    with pytest.raises(ArgumentError, match="k: expected a whole number >= 1, got 0"):
         diagnose(walked, quadratic, k=0)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,8 @@ from sgdscope.evidence.protocols import fitted, transfer
 from sgdscope.evidence.released import series
 from sgdscope.evidence.windows import gather
 from sgdscope.experiment import Experiment, load_toml, parts, run, surface_of
+from sgdscope.files import plain
+from sgdscope.ranges import whole
 from sgdscope.recorder import Recorder, bursts
 from sgdscope.records import Surface, Trajectory
 from sgdscope.runs import open_trajectory
@@ -183,18 +184,7 @@ def to_json(verdicts: Sequence[Verdict], controls: Sequence[tuple[str, str, Verd
     """
     told = [{"sentence": _entry(v.claim).sentence, "paper": _entry(v.claim).paper} | asdict(v) for v in verdicts]
     known = [{"claim": c, "control": kind, "verdict": v.verdict, "reason": v.reason} for c, kind, v in controls]
-    plain: dict[str, Any] = _plain({"verdicts": told, "controls": known})
-    return plain
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return {"verdicts": plain(told), "controls": plain(known)}
 
 
 def _entry(name: str) -> ClaimEntry:
@@ -229,8 +219,7 @@ def _check_arguments(
     own = [entry.id for entry in wanted if entry.study is not None]
     if experiment is not None and own:
         raise ArgumentError(f"experiment: {', '.join(own)} walk in another way than an experiment does; leave experiment= out")
-    if seed < 0:
-        raise ArgumentError(f"seed: expected an integer >= 0, got {seed}")
+    whole("seed", seed, 0)
     if jobs is not None and jobs < 1:
         raise ArgumentError(f"jobs: expected at least 1, got {jobs}")
     for entry in wanted:

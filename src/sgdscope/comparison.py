@@ -17,6 +17,7 @@ from sgdscope import spectra, theory
 from sgdscope.contracts import declare, measurement
 from sgdscope.directions import private
 from sgdscope.errors import ArgumentError
+from sgdscope.files import plain
 from sgdscope.records import Line, Surface
 
 Array = NDArray[np.float64]
@@ -260,17 +261,7 @@ class Comparison:
         told: dict[str, Any] = {"sentence": self.sentence, "a": asdict(self.a), "b": asdict(self.b), "line": line}
         told |= {"damping": self.damping, "directions": self.directions, "half_log_det": self.half_log_det}
         told |= {"noise": self.noise, "threshold": self.threshold.value, "reasons": list(self.reasons)}
-        return {name: _plain(value) for name, value in told.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, np.ndarray | list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float):
-        return float(value) if isfinite(value) else None
-    return value
+        return {name: plain(value) for name, value in told.items()}
 
 
 def filter_normalised(surface: Surface, theta: Tensor, generator: torch.Generator) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import shutil
 import stat
@@ -53,15 +54,37 @@ def escape(name: str) -> str:
 def to_json(data: Any, what: str) -> bytes:
     """JSON text of plain data; `what` names it in the error where it is not plain."""
 
-    def plain(value: Any) -> Any:
+    def listed(value: Any) -> Any:
         if isinstance(value, np.generic | np.ndarray):
             return value.tolist()
         raise TypeError(f"{type(value).__name__} is not a JSON type")
 
     try:
-        return json.dumps(data, default=plain).encode()
+        return json.dumps(data, default=listed).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise ArgumentError(f"{what}: expected JSON types only (numbers, strings, lists, dicts): {error}") from error
+
+
+def plain(value: Any) -> Any:
+    """The same data as strict JSON has them: texts for keys, lists, None for NaN and infinity.
+
+    Args:
+        value: mappings, lists, numbers, arrays and tensors, nested as they may be.
+
+    Returns:
+        The plain data; what is none of these comes back as it is.
+
+    Example:
+        >>> plain({1: (np.float32(0.5), np.array([2.0, np.nan])), "p": float("inf")})
+        {'1': [0.5, [2.0, None]], 'p': None}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, np.generic | np.ndarray | Tensor):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def array_node(

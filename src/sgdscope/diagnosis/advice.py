@@ -18,9 +18,11 @@ from sgdscope import theory
 from sgdscope.diagnosis.point import Edge, Noise, edge_at, noise_at, root_scale
 from sgdscope.errors import ArgumentError, DataError, NotAvailableError, Outcome, SgdscopeError
 from sgdscope.experiment import Experiment, parts
+from sgdscope.files import plain
 from sgdscope.forecast import Method, annealing, method_of
 from sgdscope.notation import interval, number, with_interval
 from sgdscope.quantities.averages import Averages, Block
+from sgdscope.ranges import whole
 from sgdscope.recorder.construction import second_moments
 from sgdscope.records import Surface, Trajectory
 from sgdscope.stores.zarr import ZarrStore
@@ -73,18 +75,10 @@ class Diagnosis:
     def to_json(self) -> dict[str, Any]:
         """JSON types; numbers that do not exist are null."""
         told = [
-            {"subject": a.subject, "answer": a.answer, "sentence": a.sentence, "reason": a.reason, "numbers": _plain(a.numbers)}
+            {"subject": a.subject, "answer": a.answer, "sentence": a.sentence, "reason": a.reason, "numbers": plain(a.numbers)}
             for a in self.advice
         ]
         return {"step": self.step, "advice": told}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def diagnose(
@@ -142,8 +136,7 @@ def diagnose(
     Source: Cohen et al. 2021 (2103.00065) and 2022 (2207.14484) for the edge; McCandlish et al. 2018 (1812.06162), sections
         2.2-2.3, for the scales and the price of a batch; this project, `docs/annealing.md`.
     """
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ArgumentError(f"k: expected an integer >= 1, got {k!r}")
+    whole("k", k, 1)
     trajectory = _with_moments(trajectory, optimizer)
     quiet = held_out is not None if quiet_steps is None else quiet_steps
     told = annealing(

@@ -24,6 +24,7 @@ from sgdscope.experiment.description import Ensemble, Experiment, Service
 from sgdscope.experiment.loop import Loop
 from sgdscope.experiment.running import Progress, branch, recorded, run, surface_of
 from sgdscope.experiment.schedules import Constant, derived_seed
+from sgdscope.files import plain
 from sgdscope.records import Header, Snapshot, Surface
 from sgdscope.replicas import Combination, combined, finished
 from sgdscope.stores.zarr import ZarrStore
@@ -94,20 +95,20 @@ def members(experiment: Experiment, data_dir: str | Path | None = None) -> list[
         ArgumentError: see `workloads`; a phase that is cut short has a schedule that depends on its length.
     """
     told = _ensemble(experiment)
-    plain = {key: value for key, value in experiment.described().items() if key != "ensemble"}
-    lengths = Loop(Experiment(**plain), data_dir).lengths
+    alone = {key: value for key, value in experiment.described().items() if key != "ensemble"}
+    lengths = Loop(Experiment(**alone), data_dir).lengths
     found, meets = [], told.options.get("mode", "simuparallel") != "simuparallel"
     for i, updates in enumerate(workloads(experiment, sum(lengths))):
         own = experiment.seed if i == 0 else derived_seed(experiment.seed, "member", i) % 2**31
-        phases = _cut(experiment, lengths, max(updates, 1)) if updates < sum(lengths) else plain["phases"]
-        described = plain | {"name": f"{experiment.name}-member{i}", "seed": own, "phases": phases}
+        phases = _cut(experiment, lengths, max(updates, 1)) if updates < sum(lengths) else alone["phases"]
+        described = alone | {"name": f"{experiment.name}-member{i}", "seed": own, "phases": phases}
         first = experiment.seed if experiment.model_seed is None else experiment.model_seed
         if not told.own_start and first != own:
             described["model_seed"] = first
         if meets and not updates:
             raise ArgumentError(f"ensemble.workloads: members that meet make at least one update each, member {i} makes none")
         if meets:
-            described["record"] = plain["record"] | {"mode": "snapshots"}  # the members meet: none can be replayed alone
+            described["record"] = alone["record"] | {"mode": "snapshots"}  # the members meet: none can be replayed alone
         found.append(Member(Experiment(**described), updates, f"member-{i}"))
     return found
 
@@ -340,8 +341,8 @@ def tell(
         path: OUT.
         data_dir: folder of the real data files.
     """
-    plain = Experiment(**{key: value for key, value in experiment.described().items() if key != "ensemble"})
-    surface = surface_of(plain, data_dir)
+    single = Experiment(**{key: value for key, value in experiment.described().items() if key != "ensemble"})
+    surface = surface_of(single, data_dir)
     left = [i for i in range(len(made)) if i not in found.lost]
     header = ZarrStore.read(path / next(made[i].name for i in left if made[i].updates)).header
     ends = {i: _end(m, path, data_dir) for i, m in enumerate(made) if i in left or m.updates}
@@ -373,16 +374,8 @@ def tell(
         "surface": surface.fingerprint(),
     }
     _write_average(path / "average", header, average, {"name": f"{experiment.name}-average", "sentence": found.sentence})
-    (path / f"{FILE}.partial").write_text(json.dumps(_finite(described), indent=1, allow_nan=False), encoding="utf-8")
+    (path / f"{FILE}.partial").write_text(json.dumps(plain(described), indent=1, allow_nan=False), encoding="utf-8")
     (path / f"{FILE}.partial").replace(path / FILE)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _value(surface: Surface, header: Header, point: Snapshot) -> float:
