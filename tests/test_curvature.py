@@ -295,6 +295,55 @@ def test_the_density_and_the_volume(recorded):
     assert float(got["directions_above"][0]) == pytest.approx(len(above), abs=2)
 
 
+class Cusp(nn.Module):
+    """|x|^1.5: a gradient of zero and no second derivative at zero."""
+
+    def forward(self, x):
+        return x.abs().pow(1.5)
+
+
+@pytest.mark.parametrize("name", ["curvature", "sharpest", "neurons"])
+def test_a_hessian_that_is_not_finite_is_an_outcome(name):
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        model = nn.Sequential(nn.Linear(4, 5), Cusp(), nn.Linear(5, 3)).double()
+    nn.init.zeros_(model[0].weight)
+    nn.init.zeros_(model[0].bias)
+    surface = LossSurface(model, loss, examples())
+    walk = landscapes.walk(landscapes.Quadratic(torch.eye(43)), lr=0.1, updates=2, start=surface.theta())
+    walk = replace(walk, header=replace(walk.header, layout=surface.layout))
+    got = measure(walk, surface, name, k=2)[name]
+    assert float(got["loss"][0]) == pytest.approx(surface.value(surface.theta()))
+    assert float(got["gradient_norm"][0]) > 0
+    assert got["eigenvalue_outcome"].values.tolist() == [[Outcome.not_applicable] * 2]
+
+
+def test_small_values_beside_a_large_negative_one_have_the_outcome_of_the_solver():
+    turn = torch.linalg.qr(torch.randn(85, 85, generator=torch.Generator().manual_seed(3), dtype=F64))[0]
+    values = torch.cat([torch.linspace(-0.05, 0.05, 80, dtype=F64), torch.tensor([-9.0, -8.0, 0.3, 0.2, 0.09], dtype=F64)])
+    matrix = turn @ torch.diag(values) @ turn.T
+    surface = landscapes.Quadratic((matrix + matrix.T) / 2)
+    walk = landscapes.walk(surface, lr=0.01, updates=1, start=torch.ones(85))
+    got = found((walk, surface), k=5, bottom=True)
+    residual = float(got["eigenvalue_residual"][0, 4])
+    assert 1e-3 * float(got["eigenvalue"][0, 4]) < residual < 1e-3 * 0.01 * 9
+    assert got["eigenvalue_outcome"].values.tolist() == [[Outcome.ok] * 5]
+    assert float(got["spectral_norm"][0]) == pytest.approx(9.0, rel=1e-6)  # not that of the largest value
+
+
+def test_directions_beyond_the_edge_are_counted_and_a_turned_basis_is_seen():
+    surface = landscapes.River(lambda x: 0.3 * x * x, sharp=8.0, slope=3.0)
+    walk = landscapes.walk(surface, lr=0.05, updates=9, start=[1.1, 2.0])
+    got = found((walk, surface), points=2, k=1)
+    ends = [torch.linalg.eigh(surface.hessian(walk.theta(t)))[1][:, 1] for t in (0, 9)]
+    turned = float(ends[0] @ ends[1]) ** 2
+    assert 0.1 < turned < 0.999
+    assert float(got["basis_overlap"][1]) == pytest.approx(turned, rel=1e-6)
+    bowl = landscapes.Quadratic(torch.diag(torch.tensor([4.0, 2.6, 2.4, 1.0], dtype=F64)))
+    count = found((landscapes.walk(bowl, lr=0.8, updates=1, start=torch.ones(4)), bowl), k=4)["edge_directions"]
+    assert count.values.tolist() == [2.0]  # 2 / lr = 2.5
+
+
 def test_tracking_gives_the_pairs_of_a_cold_start_and_ritz_says_how_good_it_is(recorded):
     options = {"points": 10, "k": 3, "tolerance": 1e-4}
     cold, warm, ritz = (found(recorded, mode=mode, **options) for mode in ("cold", "track", "ritz"))

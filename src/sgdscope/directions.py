@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sgdscope.curves import ROUNDING, first_rise, fit, lobatto
-from sgdscope.errors import DataError, NotAvailableError
+from sgdscope.errors import DataError, NotAvailableError, SurfaceError
 from sgdscope.records import Surface, Trajectory
 
 Array = NDArray[np.float64]
@@ -20,6 +20,25 @@ Buffers = Mapping[str, Tensor] | None
 
 NODES = 8  # degree of the polynomial along a direction
 ROUNDED = 1e-11  # of the range of the loss: `lobatto` rounds its points to 12 decimals, up to 64 / 2 times as steep
+
+
+def finite_product(product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A Hessian product that says when it is not finite, as where the loss has no second derivative.
+
+    Args:
+        product: v [P] -> H v [P].
+
+    Returns:
+        The same product; `SurfaceError` where it holds NaN or infinity.
+    """
+
+    def matvec(vector: Tensor) -> Tensor:
+        image = product(vector)
+        if not torch.isfinite(image).all():
+            raise SurfaceError("the Hessian is not finite at this point")
+        return image
+
+    return matvec
 
 
 def private(*numbers: int) -> torch.Generator:

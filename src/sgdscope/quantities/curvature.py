@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sgdscope import spectra, theory
 from sgdscope.contracts import Source, columns, declare, ends, measurement, quantity, scalars
-from sgdscope.directions import private
-from sgdscope.errors import ArgumentError, DataError, NotAvailableError, Outcome
+from sgdscope.directions import finite_product, private
+from sgdscope.errors import ArgumentError, DataError, NotAvailableError, Outcome, SurfaceError
 from sgdscope.ranges import choice, positive, whole
 from sgdscope.records import Linearization, Surface, Trajectory, windows
 from sgdscope.statistics import slope
@@ -43,7 +43,7 @@ _SOURCES = {
     "count": "counted",
 }
 _REASONS = {
-    "pairs": "P < rank, the products ended (not_converged), or the point is not finite",
+    "pairs": "P < rank, the products ended (not_converged), or the point or its Hessian is not finite",
     "asked": "not asked for, or the point is not finite",
     "bottom": "not asked for (bottom=True), or not converged",
     "ratio": "a number that it needs was not asked for, did not converge, or is not positive",
@@ -191,21 +191,7 @@ def curvature(
     if surface is None:
         raise ArgumentError("surface: curvature is measured on a loss surface, got None; make one with sgdscope.LossSurface")
     wish = _Wish(
-        k,
-        mode,
-        cold,
-        tolerance,
-        budget,
-        bottom,
-        probes,
-        density,
-        steps,
-        damping,
-        halves,
-        invariant,
-        layers,
-        vectors,
-        seed,
+        k, mode, cold, tolerance, budget, bottom, probes, density, steps, damping, halves, invariant, layers, vectors, seed
     )
     _check(wish, window, points)
     spans = windows(trajectory.snapshot_steps, window)
@@ -263,8 +249,8 @@ def _window(
         with surface.linearized(theta, buffers) as h:
             point = _Point(h, wish, step, groups, theta.to(h.gradient))
             row = {"step": step, "loss": h.value, "gradient_norm": float(h.gradient.double().norm())}
-            if point.finite:
-                pairs = point.pairs(None if number % wish.cold == 0 or wish.mode == "cold" else before)
+            pairs = point.pairs(None if number % wish.cold == 0 or wish.mode == "cold" else before) if point.finite else None
+            if pairs is not None:
                 row |= point.row(pairs) | _edge(trajectory, (step, min(step, at[1] - 1)), pairs, point, own)
                 row |= _halves(surface, theta, buffers, wish) if wish.halves else {}
                 row["basis_overlap"] = np.nan if before is None else spectra.overlap(before.vectors, pairs.vectors)
@@ -290,14 +276,18 @@ class _Point:
             matvec, len(start), k, which=which, tolerance=wish.tolerance, start=begin, budget=wish.budget, **place
         )
 
-    def pairs(self, before: spectra.Eigenpairs | None) -> spectra.Eigenpairs:
-        """The K sharpest directions, from those of the point before where there are any."""
-        if before is None or before.vectors.shape[1] < min(self.wish.k, self.size):
-            return self.solve(self.h.hvp, self.wish.k, self.h.gradient)
-        if self.wish.mode == "ritz":
-            return spectra.rayleigh_ritz(self.h.hvp, before.vectors)
-        options: dict[str, Any] = {"tolerance": self.wish.tolerance, "budget": self.wish.budget, "generator": self.random}
-        return spectra.track(self.h.hvp, before, **options)
+    def pairs(self, before: spectra.Eigenpairs | None) -> spectra.Eigenpairs | None:
+        """The K sharpest directions, from those of the point before where there are any; None where H is not finite."""
+        product = finite_product(self.h.hvp)
+        try:
+            if before is None or before.vectors.shape[1] < min(self.wish.k, self.size):
+                return self.solve(product, self.wish.k, self.h.gradient)
+            if self.wish.mode == "ritz":
+                return spectra.rayleigh_ritz(product, before.vectors)
+            options: dict[str, Any] = {"tolerance": self.wish.tolerance, "budget": self.wish.budget, "generator": self.random}
+            return spectra.track(product, before, **options)
+        except SurfaceError:
+            return None
 
     def row(self, pairs: spectra.Eigenpairs) -> Row:
         """The numbers that need nothing but the point."""
@@ -320,7 +310,8 @@ class _Point:
         values[:found], residuals[:found] = pairs.values.numpy(), pairs.residuals.numpy()
         limits = self.wish.tolerance * np.maximum(np.abs(values), 0.01 * np.nanmax(np.abs(values)))
         missing = int(Outcome.not_applicable if self.size < self.wish.k else Outcome.not_converged)
-        outcome = np.where(np.isnan(values), missing, np.where(residuals <= limits, int(Outcome.ok), int(Outcome.not_converged)))
+        met = (residuals <= limits) | (self.wish.mode != "ritz" and pairs.outcome == Outcome.ok)
+        outcome = np.where(np.isnan(values), missing, np.where(met, int(Outcome.ok), int(Outcome.not_converged)))
         shares = [
             [sum(float(v[w].square().sum()) for w in places) for places in self.groups.values()] for v in pairs.vectors.T.double()
         ]
@@ -469,7 +460,9 @@ def _halves(surface: Surface, theta: Tensor, buffers: Mapping[str, Tensor] | Non
         for begin in (0, 1):
             with surface.subset(list(range(begin, int(examples), 2))).linearized(theta, buffers) as h:
                 point = _Point(h, wish, begin, {}, theta.to(h.gradient))
-                bases.append(point.pairs(None).vectors)
+                if (pairs := point.pairs(None)) is None:
+                    return {}
+                bases.append(pairs.vectors)
     except DataError:
         return {}
     return {"half_overlap": spectra.overlap(*bases)}

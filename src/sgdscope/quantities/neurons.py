@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sgdscope.contracts import Source, columns, declare, ends, measurement, quantity, scalars
-from sgdscope.directions import private
+from sgdscope.directions import finite_product, private
 from sgdscope.errors import ArgumentError, DataError, Outcome, SurfaceError
 from sgdscope.ranges import positive, whole
 from sgdscope.records import Linearization, Surface, Trajectory, windows
@@ -214,18 +214,6 @@ def _settings(trajectory: Trajectory, wish: _Wish, step: int) -> tuple[float, fl
     return lr, size
 
 
-def _products(product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """A product that says when it is not finite."""
-
-    def matvec(vector: Tensor) -> Tensor:
-        image = product(vector)
-        if not torch.isfinite(image).all():
-            raise SurfaceError("the Hessian is not finite at this point")
-        return image
-
-    return matvec
-
-
 def _upward(directions: Tensor, gradient: Tensor) -> Tensor:
     """Unit columns with the sign of a rising loss."""
     units = directions.double().cpu()
@@ -309,7 +297,7 @@ class _Point:
         generator = private(self.wish.seed, self.step, 2)
         try:
             return eigenpairs(
-                _products(product),
+                finite_product(product),
                 len(self.theta),
                 k,
                 which=which,

@@ -17,8 +17,18 @@ from torch import Tensor
 from sgdscope import spectra
 from sgdscope.contracts import Source, columns, declare, ends, measurement, quantity, scalars
 from sgdscope.curves import ROUNDING, vertex, widths
-from sgdscope.directions import Basis, Buffers, Probe, chance_cosine, minibatches, noise_share, over_batches, private
-from sgdscope.errors import ArgumentError, DataError, Outcome
+from sgdscope.directions import (
+    Basis,
+    Buffers,
+    Probe,
+    chance_cosine,
+    finite_product,
+    minibatches,
+    noise_share,
+    over_batches,
+    private,
+)
+from sgdscope.errors import ArgumentError, DataError, Outcome, SurfaceError
 from sgdscope.ranges import number, positive, whole
 from sgdscope.records import Linearization, Surface, Trajectory, windows
 
@@ -48,7 +58,7 @@ _SOURCES = {
 }
 _REASONS = {
     "point": "the point or the gradient is not finite",
-    "pairs": "P < rank, the products ended (not_converged), or the point is not finite",
+    "pairs": "P < rank, the products ended (not_converged), or the point or its Hessian is not finite",
     "batches": "no mini-batches (no batch size known, or data that cannot be taken apart, and no recorded batch), or rank > P",
     "noise": "fewer than two different mini-batches, or rank > P",
     "vector": "the point is not finite, the vector has no length, or rank > P",
@@ -282,9 +292,12 @@ class _Looker:
             if not bool(torch.isfinite(theta).all()):
                 continue
             with self.surface.linearized(theta, buffers) as h:
-                rows[-1]["passes"] = 2.0
-                if np.isfinite(h.value) and np.isfinite(float(h.gradient.double().norm())):
-                    point = _Point(self, h, step, theta.to(h.gradient.device), buffers)
+                rows[-1] |= {"passes": 2.0, "loss": h.value, "gradient_norm": float(h.gradient.double().norm())}
+                if np.isfinite(h.value) and np.isfinite(rows[-1]["gradient_norm"]):
+                    try:
+                        point = _Point(self, h, step, theta.to(h.gradient.device), buffers)
+                    except SurfaceError:  # its Hessian is not finite
+                        continue
                     rows[-1] |= point.measure(before, self.batches(step, span))
                     over = point.split("displacement_", moved) if step == span[0] else over
                     before = point.pairs
@@ -324,7 +337,8 @@ class _Point:
         g, wish = self.h.gradient, self.wish
         place: dict[str, Any] = {"dtype": g.dtype, "device": g.device, "generator": _random(wish.seed, self.step, "start")}
         start = g if self.length > 0 else None
-        return spectra.eigenpairs(self.h.hvp, len(g), wish.k, tolerance=wish.tolerance, start=start, budget=wish.budget, **place)
+        place |= {"tolerance": wish.tolerance, "start": start, "budget": wish.budget}
+        return spectra.eigenpairs(finite_product(self.h.hvp), len(g), wish.k, **place)
 
     def measure(self, before: spectra.Eigenpairs | None, batches: Sequence[Surface]) -> Row:
         """All numbers of the point."""
