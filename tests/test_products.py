@@ -66,6 +66,20 @@ def test_fused_weight_norm_is_caught(name):
         surface.hvp(surface.theta(), surface.theta())
 
 
+@pytest.mark.parametrize("name", ["mlp", "cnn", "attention", "layernorm", "lstm", "batchnorm"])
+def test_products_in_float32_are_those_of_float64_to_rounding(name):
+    model = trained(NETS[name]())
+    model, data = model.float(), batches(torch.float32)  # numbers that both hold exactly
+    narrow = LossSurface(model, mean_loss, data)
+    wide = LossSurface(copy.deepcopy(model).double(), mean_loss, [(x.double(), y) for x, y in data])
+    theta, vectors = narrow.theta(), directions(wide).float().double()
+    with narrow.linearized(theta) as h, wide.linearized(theta.double()) as exact:
+        assert h.way == "graph"
+        assert h.hvp(vectors.float()).dtype == torch.float32
+        agree(h.hvp(vectors.float()).double(), exact.hvp(vectors), 2e-5)
+        agree(h.gauss_newton(vectors.float()).double(), exact.gauss_newton(vectors), 2e-5)
+
+
 def test_weight_decay_is_part_of_the_hessian():
     model = trained(smooth())
     plain, decayed = (LossSurface(model, mean_loss, batches(), weight_decay=d) for d in (0.0, 0.37))
@@ -74,6 +88,8 @@ def test_weight_decay_is_part_of_the_hessian():
     with decayed.linearized(theta) as h:
         assert h.value == pytest.approx(decayed.value(theta), rel=1e-13)
         agree(h.gradient, decayed.value_and_grad(theta)[1], 1e-12)
+        with plain.linearized(theta) as bare:
+            agree(h.gauss_newton(vectors) - bare.gauss_newton(vectors), 0.37 * vectors, 1e-10)
 
 
 def test_a_subset_of_the_parameters_has_its_block():

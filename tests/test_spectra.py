@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from sgdscope.errors import ArgumentError, Outcome
-from sgdscope.spectra import eigenpairs, overlap, rayleigh_ritz
+from sgdscope.spectra import eigenpairs, lanczos, overlap, rayleigh_ritz
+from sgdscope.spectra.krylov import Krylov
 from sgdscope.spectra.products import clear
 
 F32, F64 = torch.float32, torch.float64
@@ -220,8 +221,24 @@ def test_a_good_start_saves_products_and_does_not_hide_the_rest():
     start = 100 * vectors[:, -1] + vectors @ torch.linspace(0, 1, len(values), dtype=F64)
     warm = eigenpairs(Counted(matrix), len(values), 1, dtype=F64, start=start)
     assert warm.products <= 0.7 * cold.products
+    exact = eigenpairs(Counted(matrix), len(values), 1, dtype=F64, start=vectors[:, -1] + 0.01 * vectors[:, -2])
+    assert exact.products <= 0.5 * cold.products  # the random part that is mixed in is small
     hidden = eigenpairs(Counted(matrix), len(values), 1, dtype=F64, start=vectors[:, -2], tolerance=1e-4)
     assert hidden.values.item() == pytest.approx(1.6, rel=1e-6)
+
+
+def test_by_default_the_basis_is_bounded_in_bytes(monkeypatch):
+    values = torch.cat([torch.linspace(-1.0, 1.0, 400, dtype=F64), torch.tensor([1.1, 1.05], dtype=F64)])
+    held_rows = []
+    step = Krylov.step
+    monkeypatch.setattr(Krylov, "step", lambda self, *given: (step(self, *given), held_rows.append(len(self._rows)))[0])
+    whole = eigenpairs(lambda v: values * v, 402, 1, tolerance=1e-6, dtype=F64)
+    assert max(held_rows) > 33
+    held_rows.clear()
+    monkeypatch.setattr(lanczos, "MEMORY", 20 * 402 * 8)
+    kept = eigenpairs(lambda v: values * v, 402, 1, tolerance=1e-6, dtype=F64)
+    assert max(held_rows) == 21  # 20 and the next one
+    torch.testing.assert_close(kept.values, whole.values, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("share", [0.002, 0.01, 1.0])

@@ -38,7 +38,7 @@ class Attention(nn.Module):
         self.qkv, self.out = nn.Linear(2, 12), nn.Linear(12, 3)
 
     def forward(self, x):
-        q, k, v = self.qkv(x.view(len(x), 3, 2)).view(len(x), 3, 3, 4).unbind(2)
+        q, k, v = self.qkv(x.view(len(x), 1, 3, 2)).view(len(x), 1, 3, 3, 4).unbind(3)  # with heads, or no fused kernel is taken
         return self.out(F.scaled_dot_product_attention(q, k, v).flatten(1))
 
 
@@ -98,6 +98,7 @@ NETS = {
         nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 4, 2, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3)
     ),
     "attention": Attention,
+    "layernorm": lambda: nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3), nn.GroupNorm(1, 3)),
     "checkpoint": lambda: Checkpointed(mlp()),
     "tied": Tied,
     "lstm": Recurrent,
