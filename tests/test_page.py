@@ -86,6 +86,9 @@ def show(browser, pages):
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.goto(pages[name].as_uri())
         page.wait_for_selector("body[data-ready]", timeout=PATIENCE)
+        page.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true; })")
+        count = page.locator(".plot").count()
+        page.wait_for_selector(f"body[data-ready='{count}']", timeout=PATIENCE)
         return page, requests, complaints
 
     return lambda name, scheme="light", width=1200: opened(name, scheme, width)
@@ -101,6 +104,21 @@ def test_every_figure_is_drawn_without_requests_or_complaints(show, pages, schem
     # the scalars; four that they share
     assert len(drawn) == 2 * (2 + 2 + 6 + 3 + 1 + 2 + 1) + 4
     assert all(drawn)
+
+
+def test_closed_parts_are_drawn_when_asked_for_and_by_print(browser, pages):
+    page = browser.new_context().new_page()
+    page.goto(pages["report"].as_uri() + "#run-2-noise")
+    page.wait_for_selector("body[data-ready]", timeout=PATIENCE)
+    assert page.evaluate("document.getElementById('run-2-noise').open")
+    assert not page.evaluate("document.getElementById('run-1-noise').open")
+    undrawn = "Array.from(document.querySelectorAll('.plot')).filter(p => !p.dataset.drawn).length"
+    assert page.evaluate(undrawn) > 0
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate(undrawn) == 0
+    assert page.evaluate("document.getElementById('run-1-noise').open")
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert not page.evaluate("document.getElementById('run-1-noise').open")
 
 
 def test_the_three_panels_hold_every_update(show):

@@ -275,9 +275,54 @@ def test_verdicts_show_every_number_and_the_note(tmp_path):
         "– not in regime",
     ):
         assert part in page.text
-    assert "Run steep." in page.text
+    assert "Reasons and numbers of steep" in page.text
     assert "not corrected for the number of claims" in page.text
     assert "Of 2 claims checked: 1 supported, 1 not in regime" in page.text
+
+
+def test_what_verdicts_of_one_run_share_is_said_once(tmp_path):
+    regime = {"eta_gni": 1.98, "batchnorm": "none"}
+    both = [
+        Verdict(claim, "supported", 0.9, (0.8, 1.0), 5, 0.5, "Yes.", {**regime, "own": own}, details={"run": "steep"})
+        for claim, own in (("W1", 0.25), ("W2", 0.75))
+    ]
+    page = Text(report(measured_walk(), tmp_path / "page.html", verdicts=both))
+    assert "Run steep." in page.text
+    assert page.text.count("eta_gni 1.98") == 1
+    assert "Regime of all: eta_gni 1.98, batchnorm none." in page.text
+    assert all(f"Regime: own {own}." in page.text for own in (0.25, 0.75))
+    assert "smallest p" not in page.text  # none of them has one
+
+
+def test_verdicts_on_several_runs_stand_side_by_side(tmp_path):
+    asked = [
+        Verdict("W1", answer, 0.9, (0.8, 1.0), 5, 0.5, f"For {run}.", details={"run": run})
+        for run, answer in (("steep", "supported"), ("flat", "contradicted"))
+    ]
+    page = Text(report([measured_walk(), measured_walk()], tmp_path / "page.html", verdicts=asked))
+    assert re.search(
+        r"claim\s*steep\s*flat\s*W1 The training loss along one update is roughly convex.\s*✓ supported\s*✗ contr", page.text
+    )
+    assert all(f"Reasons and numbers of {run}" in page.text and f"For {run}." in page.text for run in ("steep", "flat"))
+
+
+def test_what_is_not_the_answer_is_folded_and_still_there(tmp_path):
+    page = Text(report([measured_walk(), measured_walk(seed=9)], tmp_path / "page.html"))
+    parts = [attrs["id"] for tag, attrs in page.tags if tag == "details" and "id" in attrs]
+    assert {"run-1-scalars", "run-2-scalars"} <= set(parts)
+    assert len([1 for tag, attrs in page.tags if tag == "details" and "open" in attrs]) == 0
+    at = [tag for tag, _ in page.tags]
+    assert at.index("details") > at.index("h2")
+    assert all(attrs.get("aria-label") for _, attrs in page.tags if attrs.get("class") == "plot")
+
+
+def test_several_runs_are_a_table_at_the_top_and_words_in_their_sections(tmp_path):
+    page = Text(report([measured_walk(), measured_walk(seed=9)], tmp_path / "page.html"))
+    top, rest = page.text.split("What was seen")[1].split("Height, floor and distance", 1)
+    assert "bounces between the walls" in top
+    assert "0.0376 ± 0.0021" in top
+    assert "83% of the updates (median α* 0.5): it bounces between the walls" not in top
+    assert "83% of the updates (median α* 0.5): it bounces between the walls" in rest
 
 
 def test_no_verdicts_name_the_command(tmp_path):

@@ -241,7 +241,8 @@ def test_the_demonstration_says_where_the_walk_lies_relative_to_the_edge():
     assert len(lines) == 5
     assert "0.85, 0.21 and 1.82 times the edge 2/lr" in lines[3]
     assert (
-        "half noise at a batch of 121 +- 12 examples, 43 weighted by the curvature; 64 lies below it, noise dominates" in lines[2]
+        "half noise at a batch of 121 [109, 133] examples, 43 weighted by the curvature; 64 lies below it, noise dominates"
+        in lines[2]
     )
     unknown = seen | {"scale": float("nan")}
     assert "noise" not in demonstration.tell([unknown | {"edge": 0.5}] * 3, [])[2].lower()

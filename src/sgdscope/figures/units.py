@@ -113,7 +113,7 @@ def batch_walk(batch: xr.Dataset | None, steps: xr.Dataset) -> go.Figure:
             error = bars(factor * column(data, f"{key}_stderr", "window"))
             style = {"name": label, "line": {"color": colour, "width": 1.4}, "mode": "lines+markers"}
             figure.add_trace(go.Scatter(x=middle, y=factor * column(data, key, "window"), error_y=error, **style), row=row, col=1)
-        words = "noise scale<br>(examples)" if name == "noise_scale" else "η·sharpness<br>(2 is the edge)"
+        words = "noise scale<br>(examples)" if name == "noise_scale" else "η·sharpness"
         figure.update_yaxes(title_text=words, rangemode="tozero", row=row, col=1)
         if name == "batch_sharpness":
             figure.add_hline(y=2, line={"color": NEUTRAL, "width": 1, "dash": "dash"}, row=row, col=1)

@@ -56,10 +56,11 @@ def report(
         header(heading),
         seen(pages, verdicts),
         contents(pages, bool(verdicts), ensembles=[name for name, _ in ensembles]),
+        verdict_section(verdicts) if verdicts else "",
         *(ensemble_section(name, told, place=place) for place, (name, told) in enumerate(ensembles, 1)),
-        *(run_section(page) for page in pages),
+        *(run_section(page, alone=len(pages) == 1) for page in pages),
         across(pages),
-        verdict_section(verdicts),
+        verdict_section(verdicts) if not verdicts else "",
         settings_section(pages),
         guide(),
     ]

@@ -10,7 +10,7 @@ import xarray as xr
 from sgdscope import figures
 from sgdscope.contracts import Evidence
 from sgdscope.errors import Outcome
-from sgdscope.report.page import figure, missing, number, with_error
+from sgdscope.report.page import figure, fold, missing, number, with_error
 from sgdscope.report.points import Array, along, last, point_table, told
 from sgdscope.report.reading import Page
 
@@ -23,10 +23,11 @@ def curvature_section(page: Page) -> str:
     data = page.evidence.measured.get("curvature")
     if data is None or "eigenvalue" not in data:
         return ""
-    title = f'<h3 id="{page.key}-curvature">Curvature</h3>'
+    key, title = f"{page.key}-curvature", "Curvature"
     if data.sizes.get("step", 0) == 0:
-        return title + missing(NO_POINT.format("The curvature"))
-    parts = [title, f"<p>{' '.join(curvature_words(data))}</p>", _table(data)]
+        return fold(key, title, [missing(NO_POINT.format("The curvature"))], said="measured at no point.")
+    first, *rest = curvature_words(data)
+    parts = [f"<p>{' '.join(rest)}</p>" if rest else "", _table(data)]
     caption = (
         "Top: the largest eigenvalues of the Hessian on the evaluation set, bars their residuals, and the eigenvalue at which "
         "the recorded method becomes unstable on a parabola. Bottom: the loss."
@@ -35,7 +36,7 @@ def curvature_section(page: Page) -> str:
     if "density" in data and np.isfinite(data["density"].values).any():
         caption = "How the eigenvalues are spread, smoothed by 1 % of their range; most of them lie near zero."
         parts.append(figure(lambda: figures.spectral_density(data), caption))
-    return "".join(parts)
+    return fold(key, title, parts, said=first)
 
 
 def curvature_words(data: xr.Dataset) -> list[str]:
@@ -137,7 +138,8 @@ COLUMNS = {
 
 def _table(data: xr.Dataset) -> str:
     columns = {label: (along(data, name), along(data, f"{name}_stderr")) for name, label in COLUMNS.items()}
-    if np.array_equal(along(data, "half_eta_sharpness"), along(data, "edge")):  # plain descent: one number
+    halves, edges = (along(data, name) for name in ("half_eta_sharpness", "edge"))
+    if np.allclose(halves, edges, rtol=1e-6, atol=0, equal_nan=True):  # plain descent: one number
         del columns[COLUMNS["half_eta_sharpness"]]
     columns[COLUMNS["sharpness"]] = (along(data, "sharpness"), np.full(data.sizes["step"], np.nan))
     note = f'<p class="soft">λ<sub>i</sub>, trace and |H|<sub>F</sub> are in {UNIT}.</p>'

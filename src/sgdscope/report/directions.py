@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from sgdscope import figures
-from sgdscope.report.page import figure, missing, number, with_error
+from sgdscope.report.page import figure, fold, missing, number, with_error
 from sgdscope.report.points import Array, along, last, percent, point_table, told
 from sgdscope.report.reading import Page
 
@@ -18,10 +18,12 @@ def sharpest_section(page: Page) -> str:
     data = page.evidence.measured.get("sharpest")
     if data is None or "gradient_share" not in data:
         return ""
-    title = f'<h3 id="{page.key}-sharpest">The step against the sharpest directions</h3>'
+    key, title = f"{page.key}-sharpest", "The step against the sharpest directions"
     if data.sizes.get("step", 0) == 0:
-        return title + missing("The sharpest directions were looked at at no point: there are no two consecutive snapshots.")
-    parts = [title, f"<p>{' '.join(sharpest_words(data))}</p>", _sharpest_table(data)]
+        absent = missing("The sharpest directions were looked at at no point: there are no two consecutive snapshots.")
+        return fold(key, title, [absent], said="measured at no point.")
+    first, *rest = sharpest_words(data)
+    parts = [f"<p>{' '.join(rest)}</p>" if rest else "", _sharpest_table(data)]
     caption = (
         "Change of the loss by a step of SGD in single directions, α times its length, mean over mini-batches with 1.96 standard "
         "errors. Below the line the step helps. Triangles: the best α. Each axis holds all steps up to α = 1."
@@ -34,7 +36,7 @@ def sharpest_section(page: Page) -> str:
     parts.append(figure(lambda: figures.cross_sections(data), caption))
     caption = "χ: the share of the squared length of gradients and updates that lies in the sharpest directions, and by chance."
     parts.append(figure(lambda: figures.alignment(data), caption))
-    return "".join(parts)
+    return fold(key, title, parts, said=first)
 
 
 def sharpest_words(data: xr.Dataset) -> list[str]:
@@ -108,20 +110,22 @@ def neurons_section(page: Page) -> str:
     data = page.evidence.measured.get("neurons")
     if data is None or "saturation" not in data:
         return ""
-    title = f'<h3 id="{page.key}-neurons">Saturation of the units</h3>'
+    key, title = f"{page.key}-neurons", "Saturation of the units"
     if data.sizes.get("step", 0) == 0:
-        return title + missing("The units were looked at at no point: there are no two consecutive snapshots.")
+        absent = missing("The units were looked at at no point: there are no two consecutive snapshots.")
+        return fold(key, title, [absent], said="measured at no point.")
     columns = {"saturation": "saturation", "inactive": "inactive", "smooth_saturation": "saturation of smooth units"}
     columns |= {"softmax_saturation": "saturation of the softmax", "gauss_newton_top": "λ<sub>1</sub> of G (loss/θ²)"}
     columns |= {"rest_top": "λ<sub>1</sub> of H − G", "rest_bottom": "λ<sub>min</sub> of H − G"}
-    parts = [title, f"<p>{' '.join(neurons_words(data))}</p>"]
+    first, *rest = neurons_words(data)
+    parts = [f"<p>{' '.join(rest)}</p>" if rest else ""]
     parts.append(point_table(data, {label: along(data, name) for name, label in columns.items()}))
     caption = (
         "Change of the saturation from the point, along the sharpest directions, the gradient, and random directions (with 1.96 "
         "standard errors), in mean steps s of SGD."
     )
     parts.append(figure(lambda: figures.saturation_along(data), caption))
-    return "".join(parts)
+    return fold(key, title, parts, said=first)
 
 
 def neurons_words(data: xr.Dataset) -> list[str]:
@@ -151,15 +155,18 @@ def batch_section(page: Page) -> str:
     data = page.evidence.measured.get("batch")
     if data is None or "alpha_star" not in data:
         return ""
-    title = f'<h3 id="{page.key}-batch">Each update on its own batch</h3>'
+    key, title = f"{page.key}-batch", "Each update on its own batch"
     if data.sizes.get("step", 0) == 0:
-        return title + missing("No update was held against its own batch: there are no two consecutive snapshots.")
+        absent = missing("No update was held against its own batch: there are no two consecutive snapshots.")
+        return fold(key, title, [absent], said="measured at no point.")
     caption = (
         "α* is where the loss of the update's own batch is lowest along it: below 1 the step goes beyond. The noise scale is the "
-        "batch size at which noise and signal of the gradient are equal. Bars are 1.96 standard errors."
+        "batch size at which noise and signal of the gradient are equal. On the dashed line at 2 the batch sharpness is at the "
+        "edge of stability; η·GNI lies there wherever the loss is stationary. Bars are 1.96 standard errors."
     )
     drawn = figure(lambda: figures.batch_walk(data, page.evidence.steps), caption)
-    return f"{title}<p>{' '.join(batch_words(data, figures.batch_of(page.evidence)))}</p>{drawn}"
+    words = batch_words(data, figures.batch_of(page.evidence))
+    return fold(key, title, [f"<p>{' '.join(words[1:])}</p>" if words[1:] else "", drawn], said="".join(words[:1]))
 
 
 def batch_words(data: xr.Dataset, size: str) -> list[str]:

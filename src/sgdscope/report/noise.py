@@ -7,7 +7,7 @@ import xarray as xr
 
 from sgdscope import figures
 from sgdscope.errors import Outcome
-from sgdscope.report.page import figure, missing, number, safe, with_error, with_interval
+from sgdscope.report.page import figure, fold, missing, number, safe, with_error, with_interval
 from sgdscope.report.points import Array, along, last, point_table, told
 from sgdscope.report.reading import Page
 
@@ -23,10 +23,12 @@ def noise_section(page: Page) -> str:
     data = page.evidence.measured.get("noise")
     if data is None or "noise_scale" not in data:
         return ""
-    title = f'<h3 id="{page.key}-noise">Gradient noise</h3>'
+    key, title = f"{page.key}-noise", "Gradient noise"
     if data.sizes.get("step", 0) == 0:
-        return title + missing("The noise was measured at no point: there are no two consecutive snapshots.")
-    parts = [title, f"<p>{' '.join(noise_words(data))}</p>", _table(data)]
+        absent = missing("The noise was measured at no point: there are no two consecutive snapshots.")
+        return fold(key, title, [absent], said="measured at no point.")
+    first, *rest = noise_words(data)
+    parts = [f"<p>{' '.join(rest)}</p>" if rest else "", _table(data)]
     steps, valley = page.evidence.steps, page.evidence.measured.get("valley")
     caption = (
         "The batch at which noise and signal of the gradient are equal, with 95 % intervals, and the batch in use. Below the "
@@ -45,7 +47,7 @@ def noise_section(page: Page) -> str:
             "chance, with a small p, is a current."
         )
         parts.append(figure(lambda: figures.lag_currents(data), caption))
-    return "".join(parts)
+    return fold(key, title, parts, said=first)
 
 
 def _aligned(data: xr.Dataset) -> list[str]:
@@ -61,8 +63,9 @@ def _spectrum(data: xr.Dataset) -> list[str]:
     if "covariance_eigenvalue" not in data:
         return []
     caption = (
-        "The largest eigenvalues of C. The steeper they fall, the fewer directions hold the noise. A straight line is no "
-        "evidence of a power law: that takes the test, and a small p speaks against one."
+        "The largest eigenvalues of C. The steeper they fall, the fewer directions hold the noise. A dashed line is the power "
+        "law fitted to all measured ranks, of which only the first are drawn, so it need not pass through them. A straight line "
+        "is no evidence of a power law: that takes the test, and a small p speaks against one."
     )
     return [figure(lambda: figures.noise_spectrum(data), caption)]
 
@@ -173,7 +176,13 @@ def _alignment(data: xr.Dataset) -> str:
     )
     if not np.isfinite(along(data, "matrix_cosine")[index]):
         return f"{said}."
-    return f"{said}; over all directions the cosine of the two is {told(data, 'matrix_cosine', index)}."
+    return f"{said}; over all directions the cosine of the two is {_cosine(data, index)}."
+
+
+def _cosine(data: xr.Dataset, index: int) -> str:
+    """The cosine of C and H; where its estimate is above 1, which no cosine is, that is said."""
+    beyond = along(data, "matrix_cosine")[index] > 1
+    return told(data, "matrix_cosine", index) + (" (an estimate: 1 within its error)" if beyond else "")
 
 
 def _power(data: xr.Dataset) -> str:
@@ -281,16 +290,18 @@ def escape_section(page: Page) -> str:
     data = page.evidence.measured.get("escape")
     if data is None or "escape_rate" not in data:
         return ""
-    title = f'<h3 id="{page.key}-escape">Stays in valleys</h3>'
+    key, title = f"{page.key}-escape", "Stays in valleys"
     if data.sizes.get("window", 0) == 0:
-        return title + missing("No stay was looked at: there are no two consecutive snapshots.")
+        absent = missing("No stay was looked at: there are no two consecutive snapshots.")
+        return fold(key, title, [absent], said="measured at no point.")
     rates = "Updates that leave the valley over those that began in it, with 95 % intervals; wide bars are the windows."
     lengths = (
         "How long the walk stays. On the dashed line leaving is equally likely at each update, as over a barrier; a curve that "
         "stays high and falls late is a drift, which takes as long each time. Crosses: cut off by the end of a window."
     )
     drawn = (figure(lambda: figures.escape_rates(data), rates), figure(lambda: figures.dwell_times(data), lengths))
-    return f"{title}<p>{' '.join(escape_words(data))}</p>{''.join(drawn)}"
+    first, *rest = escape_words(data)
+    return fold(key, title, [f"<p>{' '.join(rest)}</p>" if rest else "", *drawn], said=first)
 
 
 def escape_words(data: xr.Dataset) -> list[str]:

@@ -29,9 +29,10 @@ def header(heading: str) -> str:
 
 def contents(pages: Sequence[Page], judged: bool, *, ensembles: Sequence[str] = ()) -> str:
     """Links to the sections, in their order; ensembles by name."""
-    links = [(f"ensemble-{place}", name) for place, name in enumerate(ensembles, 1)]
+    links = [("verdicts", "Verdicts")] if judged else []
+    links += [(f"ensemble-{place}", name) for place, name in enumerate(ensembles, 1)]
     links += [(page.key, page.name) for page in pages]
-    links += [("across", "Height, floor and distance"), ("verdicts", "Verdicts" if judged else "Verdicts (none)")]
+    links += [("across", "Height, floor and distance")] + ([] if judged else [("verdicts", "Verdicts (none)")])
     links += [("settings", "Settings"), ("guide", "How to read this")]
     return "<nav><ul>" + "".join(f'<li><a href="#{key}">{safe(name)}</a></li>' for key, name in links) + "</ul></nav>"
 
@@ -45,9 +46,31 @@ def figure(draw: Callable[[], go.Figure], caption: str) -> str:
     # "</script>" and "<!--" inside of a string would end or change the script element
     data = str(figure.to_json()).replace("<", "\\u003c")
     return (
-        f'<figure><div class="plot" style="min-height:{figure.layout.height:.0f}px">'
+        f'<figure><div class="plot" role="img" aria-label="{safe(_first_sentence(caption))}" '
+        f'style="min-height:{figure.layout.height:.0f}px">'
         f'<script type="application/json">{data}</script></div><figcaption>{caption}</figcaption></figure>'
     )
+
+
+def _first_sentence(caption: str) -> str:
+    """The first sentence of a caption, without its elements."""
+    return html.unescape(re.sub(r"<[^>]*>", "", caption)).split(". ", 1)[0].rstrip(".")
+
+
+def fold(key: str, title: str, parts: Sequence[str], *, said: str = "") -> str:
+    """A part of a section that opens where it is asked for: closed, it is its title and a sentence on what it says.
+
+    Args:
+        key: anchor in the page.
+        title: HTML.
+        parts: what it holds, HTML.
+        said: HTML, beside the title.
+
+    Returns:
+        HTML; read without JavaScript, found by the browser's search and printed open.
+    """
+    beside = f'<span class="said">{said}</span>' if said else ""
+    return f'<details class="part" id="{key}"><summary><h3>{title}</h3>{beside}</summary>{"".join(parts)}</details>'
 
 
 def write(out: Path, heading: str, body: Sequence[str]) -> Path:

@@ -13,17 +13,21 @@ from sgdscope.report.curvature import curvature_across, curvature_section
 from sgdscope.report.diagnosis import diagnosis_section
 from sgdscope.report.directions import batch_section, neurons_section, sharpest_section
 from sgdscope.report.noise import NOISE_GUIDE, escape_section, noise_section
-from sgdscope.report.page import alarm, figure, missing, safe, with_error
+from sgdscope.report.page import alarm, figure, fold, missing, safe, with_error
 from sgdscope.report.reading import Page
-from sgdscope.report.words import WINDOW_COLUMNS, window_rows
+from sgdscope.report.words import WINDOW_COLUMNS, sentence, window_rows
 
 MOST_WINDOWS = 6
 MOST_COLUMNS = 4
 
 
-def run_section(page: Page) -> str:
-    """What one run shows: windows, panels, scalars, and what is missing."""
-    parts = [f'<section id="{page.key}"><h2>{safe(page.name)}</h2>', *_problems(page)]
+def run_section(page: Page, *, alone: bool = False) -> str:
+    """What one run shows: windows, panels, scalars, and what is missing; in words too, unless it is alone on the page."""
+    parts = [
+        f'<section id="{page.key}"><h2>{safe(page.name)}</h2>',
+        "" if alone else f"<p>{sentence(page)}</p>",
+        *_problems(page),
+    ]
     parts.append(diagnosis_section(page))
     rows = window_rows(page)
     if rows:
@@ -34,22 +38,24 @@ def run_section(page: Page) -> str:
             f'<p class="soft">The run has {len(page.windows)} windows; the first, the middle and the last are drawn, '
             f"{left_out} are not. All are in the table.</p>"
         )
-    parts += [_walk(page, window) for window in chosen if page.valley is not None]
+    parts += [_walk(page, window, shown=window == chosen[-1]) for window in reversed(chosen) if page.valley is not None]
     looked = (curvature_section, noise_section, sharpest_section, neurons_section, batch_section, escape_section)
     parts += [part(page) for part in looked]
-    parts.append("<h3>Scalars of all updates</h3>")
-    parts.append(figure(lambda: figures.scalar_series(page.evidence.steps), "As the loop computed them, batch by batch."))
+    drawn = figure(lambda: figures.scalar_series(page.evidence.steps), "As the loop computed them, batch by batch.")
+    parts.append(fold(f"{page.key}-scalars", "Scalars of all updates", [drawn], said="Loss, learning rate, gradient and step."))
     return "".join(parts) + "</section>"
 
 
-def _walk(page: Page, window: tuple[int, int]) -> str:
+def _walk(page: Page, window: tuple[int, int], *, shown: bool) -> str:
+    """The walk in one window: shown, or to be opened."""
     first, last = window
-    title = f'<h3 id="{page.key}-{first}">Updates {first} to {last - 1}</h3>'
+    title, key = f"Updates {first} to {last - 1}", f"{page.key}-{first}"
     caption = (
         "Top: the loss along the path from iterate to iterate, on the evaluation set; the dotted line joins the lowest points. "
         "Middle: cosine of the gradients of an update and the one before. Bottom: distance from the start. One axis for all."
     )
-    return title + figure(lambda: figures.valley_walk(page.evidence.measured, page.evidence.steps, window), caption)
+    drawn = figure(lambda: figures.valley_walk(page.evidence.measured, page.evidence.steps, window), caption)
+    return f'<h3 id="{key}">{title}</h3>{drawn}' if shown else fold(key, title, [drawn], said="The walk over the valley floor.")
 
 
 def choose(spans: Sequence[tuple[int, int]]) -> tuple[list[tuple[int, int]], int]:
@@ -144,27 +150,38 @@ def across(pages: Sequence[Page]) -> str:
 
 def settings_section(pages: Sequence[Page]) -> str:
     """Every setting, one column a run."""
-    note = "<p>Everything that is needed to repeat the runs. Rows in bold differ between them.</p>" if len(pages) > 1 else ""
-    parts = ['<section id="settings"><h2>Settings</h2>', note or "<p>Everything that is needed to repeat the run.</p>"]
+    parts = ['<section id="settings"><h2>Settings</h2>']
     flat = [_all_settings(page) for page in pages]
     keys = list(dict.fromkeys(key for one in flat for key in one))
-    differing = {key for key in keys if len({one.get(key) for one in flat}) > 1}
-    for start in range(0, len(pages), MOST_COLUMNS):
-        chosen = range(start, min(start + MOST_COLUMNS, len(pages)))
-        head = "".join(f"<th>{safe(pages[i].name)}</th>" for i in chosen)
-        body = ""
-        for key in keys:
-            mark = ' class="differs"' if key in differing else ""
-            cells = "".join(f'<td class="value">{safe(flat[i].get(key, "–"))}</td>' for i in chosen)
-            body += f"<tr{mark}><th>{safe(key)}</th>{cells}</tr>"
-        parts.append(
-            f'<div class="scroll"><table><thead><tr><th>setting</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-        )
+    differing = [key for key in keys if len({one.get(key) for one in flat}) > 1]
+    if differing:
+        parts += ["<p>In these the runs differ.</p>", *_settings_tables(pages, flat, differing)]
+    alike = [key for key in keys if key not in differing]
+    many = "the runs" if len(pages) > 1 else "the run"
+    title = f"{'The other ' if differing else 'All '}{len(alike)} settings, with which {many} can be repeated"
+    parts.append(f"<details><summary>{title}</summary>{''.join(_settings_tables(pages, flat, alike))}</details>")
     for page in pages:
         if isinstance(experiment := page.evidence.settings.get("experiment"), Mapping):
             text = safe(json.dumps(experiment, indent=2, ensure_ascii=False, default=str))
             parts.append(f"<details><summary>{safe(page.name)}: the experiment as JSON</summary><pre>{text}</pre></details>")
     return "".join(parts) + "</section>"
+
+
+def _settings_tables(pages: Sequence[Page], flat: Sequence[Mapping[str, str]], keys: Sequence[str]) -> list[str]:
+    """One table for every four runs; one column where all of them agree."""
+    tables = []
+    agreed = all(len({one.get(key) for one in flat}) == 1 for key in keys)
+    shown = [0] if agreed else range(len(pages))
+    for start in range(0, len(shown), MOST_COLUMNS):
+        chosen = shown[start : start + MOST_COLUMNS]
+        head = "<th>value</th>" if agreed else "".join(f"<th>{safe(pages[i].name)}</th>" for i in chosen)
+        body = ""
+        for key in keys:
+            cells = "".join(f'<td class="value">{safe(flat[i].get(key, "–"))}</td>' for i in chosen)
+            body += f"<tr><th>{safe(key)}</th>{cells}</tr>"
+        table = f"<table><thead><tr><th>setting</th>{head}</tr></thead><tbody>{body}</tbody></table>"
+        tables.append(f'<div class="scroll">{table}</div>')
+    return tables
 
 
 def _all_settings(page: Page) -> dict[str, str]:
@@ -220,8 +237,9 @@ GUIDE = (
     ("Interior share", "The share of updates with a₂ &gt; 0 and 0 &lt; α* &lt; 1."),
     (
         "η·GNI and η·batch sharpness",
-        "−2⟨a₂⟩/⟨a₁⟩ on the evaluation set, and the mean of 1/α* on the step's own batch. 2 is the edge. Both hold for "
-        "plain SGD only; elsewhere they are not given.",
+        "−2⟨a₂⟩/⟨a₁⟩ on the evaluation set, which is 2 wherever the mean loss no longer changes, at the edge or not; and the "
+        "mean of 1/α* on the step's own batch, for which 2 is the edge of stability. Both hold for plain SGD only; elsewhere "
+        "they are not given.",
     ),
     (
         "What α* near ½ does not show",
@@ -277,4 +295,5 @@ def guide() -> str:
         "Xing, Arpit, Tsirigotis, Bengio: A Walk with SGD, arXiv 1802.08770 (2018). Jastrzębski, Kenton, Ballas, Fischer, "
         "Bengio, Storkey: On the Relation Between the Sharpest Directions of DNN Loss and the SGD Step Length, arXiv 1807.05031."
     )
-    return f'<section id="guide"><h2>How to read this</h2><dl>{entries}</dl><footer class="soft">{source}</footer></section>'
+    listed = f"<details><summary>{len(known)} terms of this page, and what they do not show</summary><dl>{entries}</dl></details>"
+    return f'<section id="guide"><h2>How to read this</h2>{listed}<footer class="soft">{source}</footer></section>'

@@ -30,37 +30,80 @@ def verdict_section(verdicts: Sequence[AnyVerdict]) -> str:
         '<p class="soft">Intervals are 95 % and not corrected for the number of claims: among twenty of them, one misses by '
         "chance. Thresholds were fixed before the runs. Not reproduced here does not mean that the paper is wrong.</p>"
     )
-    heads = ("claim, reason and regime", "verdict", "statistic", "interval", "threshold", "n", "smallest p")
-    numeric = {"statistic", "interval", "threshold", "n", "smallest p"}
-    head = "".join(f'<th class="n">{name}</th>' if name in numeric else f"<th>{name}</th>" for name in heads)
-    body = "".join(_verdict_row(fields(verdict)) for verdict in verdicts)
-    table = f'<div class="scroll"><table class="verdicts"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    return f"{title}{note}{table}</section>"
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for verdict in map(fields, verdicts):
+        groups.setdefault(_run_of(verdict), []).append(verdict)
+    if len(groups) == 1:
+        [(run, own)] = groups.items()
+        return f"{title}{note}{f'<p>Run {safe(run)}.</p>' if run else ''}{_verdict_table(own)}</section>"
+    tables = [
+        f"<details><summary>Reasons and numbers{f' of {safe(run)}' if run else ''}</summary>{_verdict_table(own)}</details>"
+        for run, own in groups.items()
+    ]
+    return f"{title}{note}{_matrix(groups)}{''.join(tables)}</section>"
 
 
-def _verdict_row(verdict: Mapping[str, Any]) -> str:
-    low, high = (verdict.get("interval") or (None, None))[:2]
-    regime = ", ".join(
-        f"{safe(k)} {safe(v) if isinstance(v, str) else number(v)}"
-        for k, v in (verdict.get("regime") or {}).items()
-        if isinstance(v, str) or number(v) != "–"
-    )
+def _run_of(verdict: Mapping[str, Any]) -> str:
+    """The run that a verdict is about; empty where it does not say."""
+    run = (verdict.get("details") or {}).get("run")
+    return run if isinstance(run, str) else ""
+
+
+def _matrix(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """One row a claim, one column a run."""
+    names = list(dict.fromkeys(str(v["claim"]) for own in groups.values() for v in own))
+    head = "".join(f"<th>{safe(run) or 'no run'}</th>" for run in groups)
+    body = ""
+    for name in names:
+        found = [[v for v in own if str(v["claim"]) == name] for own in groups.values()]
+        cells = "".join(f"<td>{'<br>'.join(_answer(str(v['verdict'])) for v in own) or '–'}</td>" for own in found)
+        body += f'<tr><td class="wide"><strong>{safe(name)}</strong> {safe(_claim_sentence(name))}</td>{cells}</tr>'
+    table = f"<table><thead><tr><th>claim</th>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="scroll">{table}</div>'
+
+
+COLUMNS = {"statistic": "statistic", "interval": "interval", "threshold": "threshold", "n": "n", "smallest_p": "smallest p"}
+
+
+def _verdict_table(verdicts: Sequence[Mapping[str, Any]]) -> str:
+    """Verdicts with their reasons; the regime that they share is said once, columns without any number are left out."""
+    kept = [key for key in COLUMNS if any(_number_of(v, key) != "–" for v in verdicts)]
+    shared = _shared([v.get("regime") or {} for v in verdicts])
+    head = "<th>claim and reason</th><th>verdict</th>" + "".join(f'<th class="n">{COLUMNS[key]}</th>' for key in kept)
+    body = "".join(_verdict_row(verdict, kept, shared) for verdict in verdicts)
+    lead = f'<p class="soft">Regime of all: {_regime(shared)}.</p>' if _regime(shared) else ""
+    table = f'<table class="verdicts"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return f'{lead}<div class="scroll">{table}</div>'
+
+
+def _shared(regimes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What several regimes agree on, as it is written; nothing for a single one."""
+    if len(regimes) < 2:
+        return {}
+    return {k: v for k, v in regimes[0].items() if all(_regime({k: r.get(k)}) == _regime({k: v}) for r in regimes)}
+
+
+def _regime(regime: Mapping[str, Any]) -> str:
+    """A regime in words; numbers that are not known are left out."""
+    told = {k: safe(v) if isinstance(v, str) else number(v) for k, v in regime.items()}
+    return ", ".join(f"{safe(k)} {text}" for k, text in told.items() if isinstance(regime[k], str) or text != "–")
+
+
+def _number_of(verdict: Mapping[str, Any], key: str) -> str:
+    """The text of one cell."""
+    if key == "interval":
+        return interval(*(verdict.get("interval") or (None, None))[:2])
+    return number(verdict.get(key))
+
+
+def _verdict_row(verdict: Mapping[str, Any], kept: Sequence[str], shared: Mapping[str, Any]) -> str:
+    regime = _regime({k: v for k, v in (verdict.get("regime") or {}).items() if k not in shared})
     claim = str(verdict["claim"])
     told = [f"<strong>{safe(claim)}</strong> {safe(_claim_sentence(claim))}"]
-    run = (verdict.get("details") or {}).get("run")
-    told += [f'<span class="soft">Run {safe(run)}.</span>'] if isinstance(run, str) else []
     told += [f'<span class="soft">{_reason(str(verdict["reason"]))}</span>'] if verdict.get("reason") else []
     told += [f'<span class="soft">Regime: {regime}.</span>'] if regime else []
-    cells = [
-        f'<td class="wide">{"<br>".join(told)}</td>',
-        f"<td>{_answer(str(verdict['verdict']))}</td>",
-        f'<td class="n">{number(verdict.get("statistic"))}</td>',
-        f'<td class="n">{interval(low, high)}</td>',
-        f'<td class="n">{number(verdict.get("threshold"))}</td>',
-        f'<td class="n">{number(verdict.get("n"))}</td>',
-        f'<td class="n">{number(verdict.get("smallest_p"))}</td>',
-    ]
-    return f"<tr>{''.join(cells)}</tr>"
+    numbers = "".join(f'<td class="n">{_number_of(verdict, key)}</td>' for key in kept)
+    return f'<tr><td class="wide">{"<br>".join(told)}</td><td>{_answer(str(verdict["verdict"]))}</td>{numbers}</tr>'
 
 
 def _reason(text: str) -> str:

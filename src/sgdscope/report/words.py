@@ -8,27 +8,85 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from sgdscope import figures
+from sgdscope import figures, notation
 from sgdscope.report.curvature import curvature_words
-from sgdscope.report.noise import noise_words
+from sgdscope.report.noise import noise_words, regime
 from sgdscope.report.page import number, safe, with_error, with_interval
+from sgdscope.report.points import along, last, told
 from sgdscope.report.reading import Page
 from sgdscope.report.verdicts import MARKS, AnyVerdict, fields
 from sgdscope.report.visits import visit_words
 
 
 def seen(pages: Sequence[Page], verdicts: Sequence[AnyVerdict]) -> str:
-    """The box at the top of the page: one item a run, one on the claims."""
-    items = [f"<strong>{safe(page.name)}</strong>: {_sentence(page)}" for page in pages]
+    """The box at the top of the page: a single run in words or one row for each of several, and one sentence on the claims."""
+    alone = f"<p><strong>{safe(pages[0].name)}</strong>: {sentence(pages[0])}</p>"
+    items = [_overview(pages) if len(pages) > 1 else alone]
     counts = {answer: sum(fields(v)["verdict"] == answer for v in verdicts) for answer in MARKS}
     if verdicts:
         told = ", ".join(f"{count} {answer}" for answer, count in counts.items() if count)
-        items.append(f'Of {len(verdicts)} claims checked: {told} (<a href="#verdicts">the table</a>).')
-    listed = "".join(f"<li>{item}</li>" for item in items)
-    return f'<section class="seen" id="seen"><h2>What was seen</h2><ul>{listed}</ul></section>'
+        items.append(f'<p>Of {len(verdicts)} claims checked: {told} (<a href="#verdicts">the table</a>).</p>')
+    return f'<section class="seen" id="seen"><h2>What was seen</h2>{"".join(items)}</section>'
 
 
-def _sentence(page: Page) -> str:
+NUMBERS = ("batch loss", "floor inside", "height", "cosine", "λ<sub>1</sub>/edge", "noise scale")
+OVERVIEW = (
+    "Batch loss: mean of the first and of the last tenth. Of the last window: floor inside, the updates whose lowest point lies "
+    "strictly between their two ends; height above it; cosine of consecutive gradients; the median of λ<sub>1</sub>/edge. Noise "
+    "scale: batch at which noise and signal of the gradient are equal, at the last measured point."
+)
+
+
+def _overview(pages: Sequence[Page]) -> str:
+    """One row a run: how it was trained, what it does, and its numbers; columns that no run has are left out."""
+    rows = [_row(page) for page in pages]
+    kept = [name for name in NUMBERS if any(row.get(name) for row in rows)]
+    head = "<th>run</th><th>walk</th><th>what it does</th>" + "".join(f'<th class="n">{name}</th>' for name in kept)
+    body = ""
+    for page, row in zip(pages, rows, strict=True):
+        cells = "".join(f'<td class="n">{row.get(name) or notation.NOTHING}</td>' for name in kept)
+        lead = f'<th scope="row"><a href="#{page.key}">{safe(page.name)}</a></th><td>{row["walk"]}</td><td>{row["does"]}</td>'
+        body += f"<tr>{lead}{cells}</tr>"
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="scroll">{table}</div><p class="soft">{OVERVIEW}</p>'
+
+
+def _row(page: Page) -> dict[str, str]:
+    """The cells of one run, as HTML; those that are not known are empty or missing."""
+    updates = page.evidence.steps.sizes.get("step", 0)
+    cells = {"walk": ", ".join([*_how(page), f"{updates:,} updates"]), "does": "–"}
+    early, late = _tenths(page)
+    cells["batch loss"] = f"{number(early)} → {number(late)}" if np.isfinite(early) else ""
+    doing, rows = [], window_rows(page)
+    if rows:
+        cells |= _window_cells(rows[-1])
+        doing.append(_side(rows[-1], "interior", 0.5, ("keeps to one wall", "bounces between the walls")))
+    curvature, noise = (page.evidence.measured.get(name) for name in ("curvature", "noise"))
+    if curvature is not None and np.isfinite(edge := _edge(curvature, rows[-1]["first"] if rows else 0)):
+        cells["λ<sub>1</sub>/edge"] = number(edge)
+        doing.append("above the edge" if edge > 1 else "below the edge")
+    if noise is not None and (index := last(along(noise, "noise_scale"))) is not None:
+        cells["noise scale"] = told(noise, "noise_scale", index)
+        whole = np.isinf(figures.noise_batch_size(noise, finite=True)[index])
+        doing.append("without gradient noise" if whole else regime(noise, index))
+    return cells | {"does": ", ".join(filter(None, doing)) or "–"}
+
+
+def _edge(data: xr.Dataset, first: float) -> float:
+    """Median of the largest eigenvalue over the edge from an update on, else the last one; NaN where none is known."""
+    edge = along(data, "edge")
+    late = edge[(data["step"].values >= first) & np.isfinite(edge)] if len(edge) else edge
+    index = last(edge)
+    return float(np.median(late)) if len(late) else float("nan") if index is None else float(edge[index])
+
+
+def _window_cells(row: Mapping[str, float]) -> dict[str, str]:
+    cosine = with_interval(row["cosine"], row["cosine_low"], row["cosine_high"]) if np.isfinite(row["cosine"]) else ""
+    height = with_error(row["height"], row["height_error"]) if np.isfinite(row["height"]) else ""
+    return {"floor inside": f"{row['interior']:.0%}" if np.isfinite(row["interior"]) else "", "height": height, "cosine": cosine}
+
+
+def sentence(page: Page) -> str:
     """One run in plain words: how it was trained, where the floor lies, how high it walks, how far it came."""
     updates = page.evidence.steps.sizes.get("step", 0)
     if updates == 0:
@@ -53,20 +111,29 @@ def _first(page: Page, name: str, words: Callable[[xr.Dataset], list[str]]) -> l
 
 
 def _training(page: Page, updates: int) -> str:
-    steps, batch = page.evidence.steps, figures.batch_of(page.evidence)
-    parts = (safe(figures.walker_of(page.evidence)), _rates(page), f"batch {safe(batch)}" if batch else "")
-    how = [part for part in parts if part]
-    loss = np.asarray(steps["loss"].values, float) if "loss" in steps else np.zeros(0)
-    known = loss[np.isfinite(loss)]
-    tenth = max(1, len(known) // 10)
-    fell = ""
-    if len(known) > 1:
-        early, late = number(known[:tenth].mean()), number(known[-tenth:].mean())
-        fell = f", batch loss {early} in the first tenth and {late} in the last"
+    steps, how = page.evidence.steps, _how(page)
+    early, late = _tenths(page)
+    fell = f", batch loss {number(early)} in the first tenth and {number(late)} in the last" if np.isfinite(early) else ""
     words = ", ".join(how) + (": " if how else "")
     away = np.asarray(steps["distance"].values, float) if "distance" in steps else np.zeros(0)
     far = f"; the last update began {number(away[np.isfinite(away)][-1])} from the start" if np.isfinite(away).any() else ""
     return f"{words}{updates} updates{fell}{far}."
+
+
+def _how(page: Page) -> list[str]:
+    """Walker, learning rate and batch, as far as they are known."""
+    batch = figures.batch_of(page.evidence)
+    parts = (safe(figures.walker_of(page.evidence)), _rates(page), f"batch {safe(batch)}" if batch else "")
+    return [part for part in parts if part]
+
+
+def _tenths(page: Page) -> tuple[float, float]:
+    """Mean loss of the batches in the first and in the last tenth of the updates; NaN where it is not known."""
+    steps = page.evidence.steps
+    loss = np.asarray(steps["loss"].values, float) if "loss" in steps else np.zeros(0)
+    known = loss[np.isfinite(loss)]
+    tenth = max(1, len(known) // 10)
+    return (float(known[:tenth].mean()), float(known[-tenth:].mean())) if len(known) > 1 else (float("nan"), float("nan"))
 
 
 def _rates(page: Page) -> str:
@@ -138,11 +205,11 @@ def window_rows(page: Page) -> list[dict[str, float]]:
     if valley is None or "window_first" not in valley:
         return []
     rows = []
-    for first, last in page.windows:
-        row: dict[str, float] = {"first": first, "last": last}
-        row["loss"] = _mean(valley, "loss_start", first, last)
-        row["cosine"] = _mean(steps, "gradient_cosine", first, last)
-        row["alpha_star"] = _mean(valley, "alpha_star", first, last, np.nanmedian)
+    for first, after in page.windows:
+        row: dict[str, float] = {"first": first, "last": after}
+        row["loss"] = _mean(valley, "loss_start", first, after)
+        row["cosine"] = _mean(steps, "gradient_cosine", first, after)
+        row["alpha_star"] = _mean(valley, "alpha_star", first, after, np.nanmedian)
         row |= {name: _of_window(page, *where, first) for name, where in WINDOW_VALUES.items()}
         rows.append(row)
     return rows
