@@ -23,6 +23,7 @@ from sgdscope.covariance import (
     lag_asymmetry,
     power_law,
     power_law_test,
+    unbiased_square,
 )
 from sgdscope.covariance.tails import _bartlett
 from sgdscope.directions import private
@@ -165,12 +166,106 @@ def test_the_frobenius_norm_is_unbiased_where_the_plain_one_is_not():
     estimates, plain = [], []
     for seed in range(200):
         some = rows[torch.randperm(400, generator=torch.Generator().manual_seed(seed))[:40]]
-        estimates.append(Covariance(some, population=400).frobenius() ** 2)
+        estimates.append(Covariance(some, population=400).frobenius()[0] ** 2)
         plain.append(float((some.T @ some / 40).square().sum()))
     error = np.std(estimates) / np.sqrt(200)
     assert abs(np.mean(estimates) - truth) < 4 * error
     assert np.mean(plain) - truth > 20 * error
-    assert Covariance(rows, population=400).frobenius() ** 2 == pytest.approx(truth, rel=1e-12)
+    whole, error = Covariance(rows, population=400).frobenius()
+    assert (whole**2, error) == (pytest.approx(truth, rel=1e-12), 0.0)
+
+
+def spread_rows(n, p, seed=8):
+    """Gradients with heavy tails, of unequal variances and a mean that is not zero."""
+    g = torch.Generator().manual_seed(seed)
+    rows = torch.randn(n, p, dtype=F64, generator=g) * torch.rand(n, 1, dtype=F64, generator=g) * 2
+    return rows * torch.linspace(1.5, 0.5, p, dtype=F64) + 0.6
+
+
+def of_batches(rows, picks, size):
+    """sqrt(B) (g_b - mean) as they are gathered from recorded batches."""
+    means = torch.stack([rows[torch.as_tensor(pick)].mean(0) for pick in picks])
+    return Covariance((means - means.mean(0)) * size**0.5, mean_known=False)
+
+
+def test_the_square_of_few_batches_is_the_mean_over_distinct_quadruples():
+    x = torch.randn(6, 3, dtype=F64, generator=torch.Generator().manual_seed(2)) + 1.7
+    quads = [(x[i] - x[j]) @ (x[k] - x[m]) for i, j, k, m in itertools.permutations(range(6), 4)]
+    value, parts = Covariance(x - x.mean(0), mean_known=False).square
+    assert value == pytest.approx(float(np.mean(np.square(quads))) / 4, rel=1e-12)
+    assert unbiased_square((x @ x.T).numpy())[0] == pytest.approx(value, rel=1e-12)  # whatever was taken off
+    without = unbiased_square((x[1:] @ x[1:].T).numpy())[0]
+    assert parts[0] == pytest.approx(6 * value - 5 * without, rel=1e-10)
+    known = Covariance(x - 1.7, population=9)  # of a known mean: jackknife values by leaving out
+    fewer = Covariance(x[1:] - 1.7, population=9)
+    assert known.square[1][0] == pytest.approx(6 * known.square[0] - 5 * fewer.square[0], rel=1e-12)
+    assert np.isnan(unbiased_square(np.eye(3))[0])
+    assert np.isnan(unbiased_square(np.eye(4))[1]).all()
+
+
+def test_the_norm_from_batches_drawn_with_replacement_is_that_of_the_covariance():
+    rows, size, m = spread_rows(90, 40), 5, 8
+    centred = rows - rows.mean(0)
+    truth = float((centred.T @ centred / 90).square().sum())
+    generator, found, plain = torch.Generator().manual_seed(1), [], []
+    for _ in range(3000):
+        c = of_batches(rows, torch.randint(90, (m, size), generator=generator), size)
+        found.append(c.square[0])
+        products = (c.deviations @ c.deviations.T).numpy()
+        plain.append((m / (m - 1)) ** 2 * (np.square(products).sum() - np.square(np.diag(products)).sum()) / (m * (m - 1)))
+    error = np.std(found) / np.sqrt(3000)
+    assert error < 0.02 * truth
+    assert abs(np.mean(found) - truth) < 4 * error
+    assert np.mean(plain) - truth > 20 * error  # products of different batches about their own mean, as it was
+
+
+def test_the_norm_from_batches_of_one_epoch_is_that_of_the_population():
+    rows, size = spread_rows(12, 4), 2  # 6 batches an epoch
+    wanted = unbiased_square((rows @ rows.T).numpy())[0]
+    centred = rows - rows.mean(0)
+    truth = float((centred.T @ centred / 12).square().sum())
+    generator, found = torch.Generator().manual_seed(6), []
+    for _ in range(4000):
+        found.append(of_batches(rows, torch.randperm(12, generator=generator).reshape(6, size), size).square[0])
+    error = np.std(found) / np.sqrt(4000)
+    assert abs(np.mean(found) - wanted) < 4 * error
+    assert abs(truth - wanted) > 8 * error
+
+
+def test_the_error_of_the_norm_and_of_the_cosine_cover_in_95_of_100():
+    n, m, p = 6000, 400, 4
+    rows = spread_rows(n, p)
+    deviations = rows - rows.mean(0)
+    a = torch.diag(torch.tensor([0.3, 0.6, 1.1, 2.0], dtype=F64))  # cosine 0.41
+    whole, size = Covariance(deviations, population=n), (float(a.norm()), 0.0)
+    forms = ((deviations @ a) * deviations).sum(1).numpy()
+    product, norm = float(forms.mean()), whole.frobenius()[0]
+    truth, none = whole.cosine((product, 0.0), forms, size)
+    assert (truth, none) == (pytest.approx(product / (norm * size[0]), rel=1e-12), 0.0)
+    generator, z, apart, norms = torch.Generator().manual_seed(12), [], [], []
+    for _ in range(1000):
+        chosen = torch.randperm(n, generator=generator)[:m]
+        few, own = Covariance(deviations[chosen], population=n), forms[chosen.numpy()]
+        own_norm, norm_error = few.frobenius()
+        value, error = few.mean(own)
+        ratio, joint = few.cosine((float(value), 0.0), own, size)
+        z.append((ratio - truth) / joint)
+        apart.append((ratio - truth) / (float(error) / (own_norm * size[0])))  # of the numerator alone, as it was
+        norms.append((own_norm - norm) / norm_error)
+    covered = [float(np.mean(np.abs(v) < 1.96)) for v in (z, norms, apart)]
+    assert 0.92 < covered[0] < 0.98
+    assert 0.92 < covered[1] < 0.98
+    assert covered[2] > 0.985
+
+
+def test_errors_that_do_not_come_from_the_examples_are_added_to_the_cosine():
+    rows = spread_rows(30, 4)
+    c = Covariance(rows - rows.mean(0), population=30)
+    forms = np.arange(30.0)
+    value, error = c.cosine((3.0, 0.6), forms, (5.0, 0.25))
+    assert value == pytest.approx(3.0 / (5.0 * c.frobenius()[0]))
+    assert error == pytest.approx(value * np.hypot(0.2, 0.05))
+    assert np.isnan(c.cosine((3.0, 0.6), forms, (0.0, 0.25))).all()
 
 
 def test_a_product_trace_by_signs_is_unbiased_and_says_its_error():
@@ -578,6 +673,9 @@ def test_recorded_batches_stand_in_where_no_example_has_a_gradient_of_its_own(re
     rows = torch.stack([surface.on_batch(trajectory.batch(t)).value_and_grad(theta)[1] for t in range(12)])
     assert int(got["examples"][0]) == 12
     assert int(got["batchwise"][0]) == 1
+    square = unbiased_square((rows @ rows.T).numpy() * 6)[0]
+    assert float(got["covariance_frobenius"][0]) == pytest.approx(square**0.5, rel=1e-8)
+    assert 0.05 < float(got["covariance_frobenius_stderr"][0]) / square**0.5 < 1
     scatter = (rows - rows.mean(0)).square().sum(1).sum() / 11
     assert float(got["trace"][0]) == pytest.approx(6 * float(scatter), rel=1e-9)
     assert float(got["trace_stderr"][0]) > 0.05 * float(got["trace"][0])

@@ -3,7 +3,7 @@
 from sgdscope.covariance.alignment import alignment
 from sgdscope.covariance.batches import DrawnBatches
 from sgdscope.covariance.currents import lag_asymmetry
-from sgdscope.covariance.matrix import Covariance, fieller
+from sgdscope.covariance.matrix import Covariance, fieller, unbiased_square
 from sgdscope.covariance.tails import (
     ANDERSON_5,
     PowerLaw,
@@ -31,4 +31,5 @@ __all__ = [
     "power_law",
     "power_law_test",
     "ranks_within",
+    "unbiased_square",
 ]

@@ -37,7 +37,7 @@ def ratio(above: float, below: float) -> float:
 
 
 def quotient(name: str, above: tuple[float, float], below: tuple[float, float]) -> Row:
-    """A ratio of two estimates; their errors are added in quadrature, as if independent.
+    """A ratio of two independent estimates, whose errors add in quadrature; of the same examples see `Covariance.cosine`.
 
     Args:
         name: of the variable.

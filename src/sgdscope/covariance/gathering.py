@@ -83,7 +83,8 @@ def gather_recorded(
         size: B, those that are taken.
 
     Returns:
-        sqrt(B) (g_b - mean), with 1 / (M - 1), and that mean; at most 32 batches.
+        sqrt(B) (g_b - mean), with 1 / (M - 1), and that mean; at most 32 batches. Their covariance is C for batches drawn with
+        replacement, C N / (N - 1) for those of one epoch: Cov g_b = C (N - B) / (B (N - 1)), and -C / (N - 1) between two.
 
     Cost: a gradient of each batch.
     """

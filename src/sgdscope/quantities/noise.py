@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sgdscope import spectra
-from sgdscope.contracts import Source, declare, measurement, quantity, scalars
+from sgdscope.contracts import Source, columns, declare, ends, measurement, quantity, scalars
 from sgdscope.covariance import Covariance, DrawnBatches, alignment, lag_asymmetry
 from sgdscope.covariance.estimates import estimate, quotient, spectrum, two_sizes
 from sgdscope.covariance.gathering import Gathered, gather, gather_recorded, second_moment
@@ -36,6 +36,7 @@ SCALE, STRUCTURE = "McCandlish et al. 2018 (1812.06162)", "Xie, Tang, Sun & Li 2
 _SOURCES = {
     "surface": "value and gradient of the surface",
     "covariance": f"{FACTORS}: C = mean_i (g_i - g)(g_i - g)' over the examples of the surface (1/N), g their mean gradient",
+    "norm": "products of different examples, of recorded batches Chen, Zhang & Zhong 2010, eq. 2.2; jackknife",
     "gram": "C from the Gram matrix of m examples; standard error at fixed direction",
     "batch": f"{DIFFUSION}: Tr C / B with replacement, Tr C (N - B) / (B (N - 1)) without",
     "scale": f"{SCALE}, eq. 2.9 and 2.8",
@@ -46,6 +47,7 @@ _SOURCES = {
     "align": f"{DIFFUSION}, fig. 2: C against H in the top eigenbasis of H; jackknife over the examples",
     "share": "Song et al. 2024 (2405.16002): signal and noise within the top eigenvectors of H",
     "probes": "Hutchinson off the eigenpairs; Tr(HC) exactly on the top eigenvectors of C, random signs on the rest",
+    "cosine": "as the product and the two norms; error jointly over the examples, in the eigenbasis of H, and that of the probes",
     "fisher": "Kunstner et al. 2019 (1905.12558): true Fisher with labels drawn from the model, empirical with those observed",
     "power": f"{STRUCTURE}: mu_r = mu_1 r^-s over a window of ranks; p by a parametric bootstrap",
     "tails": f"{DIFFUSION}, fig. 1: the noise of batches along the eigenvectors of C, and one batch's noise over the parameters",
@@ -56,6 +58,7 @@ _REASONS = {
     "point": "the point or the gradient is not finite",
     "noise": "no gradients of single examples, and fewer than two recorded batches of one size: make the surface of a Dataset or "
     "tensors with batchnorm='eval' or 'recalibrate', or record with batches='bursts'; or two take over 512 MiB, or not finite",
+    "norm": "as the trace, or fewer than four recorded batches; not_converged: its square is not above 0, or has no error",
     "examples": "no gradients of single examples, as of data given in batches or of BatchNorm in batch mode, or not finite",
     "rank": "as the trace, or rank > the number of examples or P",
     "size": "as the trace, or the batch size is not known, or no gradient or no noise is left",
@@ -79,7 +82,7 @@ gradient_square; step; loss^2/theta^2; exact; surface; point; |g|^2, g = grad L(
 examples; step; 1; exact; count; ; gradients behind the covariance: of examples, or of recorded batches (see batchwise)
 batchwise; step; 1; exact; count; ; 1 where the covariance comes from recorded batches, 0 where from examples
 trace; step; loss^2/theta^2; stderr; covariance; noise; Tr C
-covariance_frobenius; step; loss^2/theta^2; exact; covariance; noise; |C|_F, its square unbiased
+covariance_frobenius; step; loss^2/theta^2; stderr; norm; norm; |C|_F, its square unbiased
 covariance_eigenvalue; step rank; loss^2/theta^2; stderr; gram; rank; mu_r of C, largest first; too large where m is not >> r
 batch_trace; step drawing; loss^2/theta^2; stderr; batch; size; trace of the covariance of a batch's gradient
 noise_to_signal; step drawing; 1; stderr; batch; size; batch_trace / |g|^2
@@ -112,7 +115,7 @@ signal_share; step rank; 1; exact; share; hessian; |E_i'g|^2 / |g|^2
 hessian_trace; step; loss/theta^2; stderr; probes; hessian; Tr H
 hessian_frobenius; step; loss/theta^2; stderr; probes; hessian; |H|_F
 product_trace; step; loss^3/theta^4; stderr; probes; hessian; Tr(H C)
-matrix_cosine; step; 1; stderr; probes; hessian; Tr(H C) / (|H|_F |C|_F)
+matrix_cosine; step; 1; stderr; cosine; hessian; Tr(H C) / (|H|_F |C|_F)
 trace_ratio; step; loss; stderr; probes; curved; Tr C / Tr H
 curved_noise_scale; step; 1; stderr; scale; curved; Hessian-weighted noise scale Tr(H C) / (g'H g), in examples
 empirical_fisher_trace; step; loss^2/theta^2; stderr; fisher; examples; Tr of mean_i g_i g_i', without weight decay
@@ -196,7 +199,8 @@ def noise(
     C = (1/N) sum_i (g_i - g)(g_i - g)' over the N examples of the surface, from the gradients of m of them (the same at each
     point) and the exact mean g: each entry is unbiased, and exact where m = N. A batch of B: C / B with replacement,
     C (N - B) / (B (N - 1)) without. Where no example has a gradient of its own (BatchNorm on batches, data given in batches) up
-    to 32 recorded batches of the window give sqrt(B) (g_b - mean) in place of the deviations, with 1 / (M - 1) (`batchwise`).
+    to 32 recorded batches of the window give sqrt(B) (g_b - mean) in place of the deviations, with 1 / (M - 1) (`batchwise`);
+    |C|_F then takes four, see `covariance.unbiased_square`.
 
     The examples as a sample: |G|^2 = mean over i != j of g_i . g_j and Tr C = mean |g_i|^2 - |G|^2 (`population_...`), unbiased.
     Batches, for tails and for the estimator of two sizes, are drawn with replacement from the m examples, moved to the mean of
@@ -259,10 +263,11 @@ def noise(
         "rank": ("rank", np.arange(1, k + 1), "1 is the largest"),
         "other": ("other", np.arange(1, k + 1), "rank of the second direction"),
         "drawing": ("drawing", np.array(DRAWINGS, dtype=np.str_), "batches with or without replacement"),
-        "window_first": ("window", np.array([a for a, _ in spans], np.int64), "first point of the window"),
-        "window_last": ("window", np.array([b for _, b in spans], np.int64), "last point of the window"),
+        **ends(spans),
     }
-    return measurement(_VARIABLES, _columns(rows, spanned, {"rank": k, "other": k, "drawing": 2}), coords)
+    return measurement(
+        _VARIABLES, columns(_VARIABLES, rows, spanned=spanned, sizes={"rank": k, "other": k, "drawing": 2}), coords
+    )
 
 
 def _check(wish: _Wish, window: int, points: int) -> None:
@@ -329,7 +334,7 @@ class _Point:
             return row
         self.covariance = found
         self.trace, self.trace_error = found.trace()
-        row |= estimate("trace", self.trace, self.trace_error) | {"covariance_frobenius": found.frobenius()}
+        row |= estimate("trace", self.trace, self.trace_error) | _norm(found)
         row |= estimate("covariance_eigenvalue", *found.eigenvalues(self.wish.k))
         seed = self.random("power").initial_seed()
         row |= spectrum(found, self.wish.ranks, resamples=self.wish.resamples, seed=seed)
@@ -437,13 +442,12 @@ class _Point:
         errors = (0.0, 0.0) if exact else (trace.stderr, norm.stderr)
         row = estimate("hessian_trace", trace.value, errors[0]) | estimate("hessian_frobenius", norm.value, errors[1])
         rest = {"pairs": wish.k, "probes": wish.probes}
-        value, error = found.product_trace(lambda v: h.hvp(v.to(g)).to(v), generator=self.random("rest"), **rest)
-        known = self.curvatures[: len(pairs.values)]
-        sampled = found.mean((found.project(pairs.vectors) ** 2) @ known)[1]
-        error = math.hypot(error, float(sampled))
+        value, probed = found.product_trace(lambda v: h.hvp(v.to(g)).to(v), generator=self.random("rest"), **rest)
+        forms = (found.project(pairs.vectors) ** 2) @ self.curvatures[: len(pairs.values)]
+        error = math.hypot(probed, float(found.mean(forms)[1]))
+        bend = float(self.gradient @ h.hvp(g).double().cpu())
         row |= estimate("product_trace", value, error)
-        frobenius, bend = found.frobenius(), float(self.gradient @ h.hvp(g).double().cpu())
-        row |= quotient("matrix_cosine", (value, error), (norm.value * frobenius, errors[1] * frobenius))
+        row |= estimate("matrix_cosine", *found.cosine((value, probed), forms, (norm.value, errors[1])))
         row |= quotient("trace_ratio", (self.trace, self.trace_error), (trace.value, errors[0]))
         return row | quotient("curved_noise_scale", (value, error), (bend, 0.0))
 
@@ -468,7 +472,16 @@ class _Point:
         return row if self.basis is None else row | self._alignment("fisher_", found, found.project(self.basis))
 
 
-# --- a window, columns -----------------------------------------------------------------------------------------------------
+def _norm(found: Covariance) -> Row:
+    """|C|_F; not_converged where the unbiased square of few batches does not tell it."""
+    value, error = found.frobenius()
+    row = estimate("covariance_frobenius", value, error)
+    if math.isfinite(found.square[0]) and not math.isfinite(error):
+        row["covariance_frobenius_outcome"] = int(Outcome.not_converged)
+    return row
+
+
+# --- a norm, a window --------------------------------------------------------------------------------------------------------
 
 
 def _currents(trajectory: Trajectory, span: tuple[int, int], basis: Tensor | None, wish: _Wish) -> Row:
@@ -481,19 +494,3 @@ def _currents(trajectory: Trajectory, span: tuple[int, int], basis: Tensor | Non
     seed = private(wish.seed, span[0], PURPOSES["flips"]).initial_seed()
     found = lag_asymmetry(points, block=wish.block, flips=999, seed=seed)
     return dict(zip(("lag_asymmetry", "lag_asymmetry_chance", "lag_asymmetry_p"), found, strict=True))
-
-
-def _columns(rows: Sequence[Row], spanned: Sequence[Row], shapes: Mapping[str, int]) -> Row:
-    """All columns, NaN where nothing was measured, with the outcomes that follow from the values."""
-    values: Row = {}
-    for name, v in _VARIABLES.items():
-        source, tail = (spanned if v.dims[0] == "window" else rows), tuple(shapes[d] for d in v.dims[1:])
-        for key in (name, f"{name}_stderr") if v.error == "stderr" else (name,):
-            parts = [np.asarray(row.get(key, np.full(tail, np.nan)), np.float64) for row in source]
-            values[key] = np.stack(parts) if parts else np.zeros((0, *tail))
-        if v.reason:
-            told = [row.get(f"{name}_outcome") for row in source]
-            plain = np.where(np.isfinite(values[name]), int(Outcome.ok), int(Outcome.not_applicable))
-            kept = [np.broadcast_to(p if t is None else t, tail) for p, t in zip(plain, told, strict=True)]
-            values[f"{name}_outcome"] = np.array(kept, np.int8).reshape(len(source), *tail)
-    return values
