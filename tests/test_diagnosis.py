@@ -56,6 +56,17 @@ def test_the_edge_is_the_largest_eigenvalue_over_the_threshold(quadratic, name, 
     assert edge.stderr == pytest.approx(0, abs=1e-9)  # every example has the same Hessian
 
 
+def test_the_error_of_the_edge_is_the_scatter_of_eight_parts():
+    x, y = torch.randn(40, 3, dtype=torch.float64, generator=seeded(5)), torch.zeros(40, dtype=torch.float64)
+    model = nn.Linear(3, 1, bias=False, dtype=torch.float64)
+    surface = LossSurface(model, lambda net, batch: (net(batch[0])[:, 0] - batch[1]).square(), (x, y))
+    edge = edge_at(surface, surface.theta(), SGD, torch.ones(3, dtype=torch.float64), buffers=None, k=2, seed=0)
+    values, vectors = torch.linalg.eigh(2 * x.T @ x / 40)
+    parts = torch.stack([2 * (x[b::8] @ vectors[:, -1]).square().mean() for b in range(8)])
+    assert edge.sharpness == pytest.approx(float(values[-1]), rel=1e-5)
+    assert edge.stderr == pytest.approx(float(parts.std()) / 8**0.5 * 0.9 / 2, rel=1e-4)
+
+
 def test_adam_is_held_against_its_own_threshold(quadratic):
     method = replace(SGD, name="adam", lr=0.02, beta1=0.8)
     scale = torch.tensor([0.3, 0.7, 1.1, 0.2, 0.9, 0.5], dtype=torch.float64)
@@ -137,6 +148,8 @@ def test_what_dominates_is_told_by_the_interval(curved, answer):
     assert told.answer == answer
     assert told.numbers["share_of_noise"] == pytest.approx(curved / (curved + 20))
     assert told.numbers["height_by_noise"] == pytest.approx(0.9 * 0.3 / 80)
+    rolling = noise_advice(Noise(50.0, 2.0, curved, 3.0, 0.3), replace(SGD, momentum=0.6))
+    assert rolling.numbers["height_by_noise"] == pytest.approx(0.9 / 0.4 * 0.3 / 80)
     assert noise_advice(Noise(50.0, 2.0, float("nan"), float("nan"), 0.3), SGD).answer == "cannot tell"
 
 

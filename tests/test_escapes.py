@@ -32,7 +32,7 @@ from sgdscope.escapes import (
     occupation,
     scaling,
 )
-from sgdscope.escapes.run import _Walkers
+from sgdscope.escapes.run import _occupied, _Walkers
 from sgdscope.statistics import exponential_rate, exponentiality
 from sgdscope.theory.passage import mean_passage_time
 
@@ -337,6 +337,15 @@ def test_occupation_is_the_zero_flux_law():
     assert not few.mixed
 
 
+def test_odds_of_the_walkers_shares_by_hand():
+    found = _occupied(np.array([0.1, 0.3, 0.2, 0.4]), 7.0)
+    assert found.log_odds == pytest.approx(np.log(1 / 3))
+    assert found.stderr == pytest.approx(np.sqrt(0.05 / 3) / 2 / (0.25 * 0.75))
+    assert found.crossings == pytest.approx(7.0)
+    halves = (0.1 / (0.2 * 0.8), 0.1 / (0.3 * 0.7))  # 0.2 +- 0.1 and 0.3 +- 0.1
+    assert found.apart == pytest.approx((np.log(1 / 4) - np.log(3 / 7)) / np.hypot(*halves))
+
+
 # --- fits ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -390,6 +399,16 @@ def test_the_barrier_that_sets_the_time_is_found():
     assert hypotheses(plain).difference < -10 < 10 < hypotheses(ratio).difference
     noisy = [Point(p.log_tau, 5.0, barrier=p.barrier, log_barrier=p.log_barrier) for p in plain]
     assert hypotheses(noisy).winner == "neither"
+
+
+def test_scatter_that_neither_line_bears_out_is_no_evidence():
+    barriers, ratios, kicks = np.arange(1.0, 7.0), np.arange(1.0, 7.0) ** 2, np.array([1.0, -1.0, 1.0, -1.0, 1.0, -1.0])
+    points = [Point(b + 0.3 * kick, 0.05, barrier=b, log_barrier=r) for b, r, kick in zip(barriers, ratios, kicks, strict=True)]
+    found = hypotheses(points)
+    assert found.barrier.chi2 > 4 * 10
+    assert found.log_barrier.chi2 - found.barrier.chi2 > 10  # with the errors as they were given one would win
+    assert found.difference == pytest.approx(4 * (1 - found.log_barrier.chi2 / found.barrier.chi2))
+    assert found.winner == "neither"
 
 
 # --- networks -----------------------------------------------------------------------------------------------------------------
