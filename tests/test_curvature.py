@@ -113,7 +113,13 @@ def test_trace_frobenius_and_what_follows(recorded):
     np.testing.assert_allclose(got["layer_sharpness"][0], blocks, rtol=1e-6)
     top = float(torch.linalg.eigvalsh(matrix)[-1])
     assert float(got["outlier_ratio"][0]) == pytest.approx(top * p / float(got["trace"][0]), rel=1e-6)
-    assert float(got["effective_rank"][0]) == pytest.approx((float(got["trace"][0]) / float(got["frobenius"][0])) ** 2, rel=1e-6)
+    assert float(got["outlier_ratio_stderr"][0] / got["outlier_ratio"][0]) == pytest.approx(
+        float(got["trace_stderr"][0] / got["trace"][0]), rel=1e-6
+    )
+    rank, error = float(got["effective_rank"][0]), float(got["effective_rank_stderr"][0])
+    assert rank == pytest.approx((float(got["trace"][0]) / float(got["frobenius"][0])) ** 2, rel=1e-6)
+    assert abs(rank - (trace / norm) ** 2) < 4 * error
+    assert error < 0.05 * rank
 
 
 def test_the_edge_knows_the_method(recorded):

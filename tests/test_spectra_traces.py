@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sgdscope.errors import ArgumentError, Outcome
-from sgdscope.spectra import density, effective_rank, eigenpairs, frobenius, trace, trace_and_frobenius
+from sgdscope.spectra import density, eigenpairs, frobenius, moments, trace
 from sgdscope.spectra.products import Eigenpairs
 
 F64 = torch.float64
@@ -121,16 +121,39 @@ def test_norms_have_honest_errors(known):
 
 
 def test_both_come_from_the_same_probes():
-    both = trace_and_frobenius(matvec, SIZE, products=9, dtype=F64, generator=generator(6))
+    both = moments(matvec, SIZE, products=9, dtype=F64, generator=generator(6))
     alone = trace(matvec, SIZE, products=9, method="hutchinson", dtype=F64, generator=generator(6))
-    assert both[0] == alone
-    assert both[1] == frobenius(matvec, SIZE, products=9, dtype=F64, generator=generator(6))
+    assert both.trace == alone
+    assert both.frobenius == frobenius(matvec, SIZE, products=9, dtype=F64, generator=generator(6))
 
 
-def test_effective_rank():
-    assert effective_rank(TRACE, NORM) == pytest.approx(TRACE**2 / float((VALUES**2).sum()))
-    with pytest.raises(ArgumentError, match="frobenius: expected a finite number > 0"):
-        effective_rank(1.0, 0.0)
+def test_effective_rank_has_an_honest_error():
+    """Trace and norm vary together: with their errors taken apart the rank's would be 1.5 times too large here."""
+    values = torch.tensor([8.0, 2.5, 1.7, 1.0, 0.6, 0.3], dtype=F64).repeat(10)
+    matrix, truth = dense(values), float(values.sum() ** 2 / (values**2).sum())
+    assert 25 < truth < 30
+
+    def once(g):
+        return moments(lambda v: matrix @ v, 60, products=40, dtype=F64, generator=g)
+
+    found = [once(generator(s)) for s in range(300)]
+    ranks = np.array([m.effective_rank.value for m in found])
+    errors = np.array([m.effective_rank.stderr for m in found])
+    assert abs(ranks.mean() / truth - 1) < 0.02
+    assert 0.9 < math.sqrt((errors**2).mean()) / ranks.std(ddof=1) < 1.1  # of 300 draws: 4 %
+    first = once(generator(0))
+    apart = math.hypot(2 * first.trace.stderr / first.trace.value, 2 * first.frobenius.stderr / first.frobenius.value)
+    assert apart * first.effective_rank.value > 1.25 * first.effective_rank.stderr
+
+
+def test_moments_of_what_is_known():
+    pairs = eigenpairs(lambda v: torch.tensor([3.0, -1.0], dtype=F64) * v, 2, 2, dtype=F64, tolerance=1e-9)
+    found = moments(lambda v: torch.tensor([3.0, -1.0], dtype=F64) * v, 2, known=pairs, dtype=F64)
+    assert [e.value for e in found] == pytest.approx([2.0, math.sqrt(10), 0.4])
+    assert [e.stderr for e in found] == [0.0, 0.0, 0.0]
+    zero = moments(lambda v: 0 * v, 5, products=3, dtype=F64).effective_rank
+    assert math.isnan(zero.value)
+    assert math.isnan(zero.stderr)
 
 
 def test_wrong_arguments_are_named():

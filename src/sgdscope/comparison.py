@@ -344,9 +344,7 @@ def measured(surface: Surface, point: State | Tensor, *, k: int = 10, probes: in
         options: dict[str, Any] = {"dtype": gradient.dtype, "device": gradient.device}
         start = gradient if bool(gradient.any()) else None
         pairs = spectra.eigenpairs(h.hvp, size, min(k, size), start=start, generator=private(seed, 0), **options)
-        trace, norm = spectra.trace_and_frobenius(
-            h.hvp, size, products=probes, known=pairs, generator=private(seed, 1), **options
-        )
+        trace, norm, _ = spectra.moments(h.hvp, size, products=probes, known=pairs, generator=private(seed, 1), **options)
     state = theta, buffers
     return Point(
         float(loss), float(gradient.norm()), pairs.values.numpy(), pairs.residuals.numpy(), (trace.value, trace.stderr),

@@ -66,8 +66,8 @@ top_frobenius; step; loss/theta^2; bound; lanczos; pairs; sqrt of the sum of lam
 trace; step; loss/theta^2; stderr; probes; asked; Tr H
 frobenius; step; loss/theta^2; stderr; probes; asked; |H|_F
 conditioning; step; 1; bound; ratio; ratio; lambda_1 / lambda_K
-outlier_ratio; step; 1; bound; ratio; ratio; lambda_1 / (Tr H / P)
-effective_rank; step; 1; bound; ratio; ratio; (Tr H)^2 / |H|_F^2
+outlier_ratio; step; 1; stderr; ratio; ratio; lambda_1 / (Tr H / P)
+effective_rank; step; 1; stderr; ratio; ratio; (Tr H)^2 / |H|_F^2
 negative_ratio; step; 1; bound; ratio; ratio; -lambda_min / lambda_1
 half_eta_sharpness; step; 1; bound; edge; edge; lr lambda_1 / 2, 1 at the edge of plain descent
 edge; step; 1; bound; edge; edge; lambda_1 / threshold of the method; Adam: of the preconditioned Hessian
@@ -349,7 +349,7 @@ class _Point:
 
         place: dict[str, Any] = {"dtype": pairs.vectors.dtype, "device": pairs.vectors.device, "generator": self.random}
         exact = self.size <= len(pairs.values)
-        trace, frobenius = spectra.trace_and_frobenius(watched, self.size, products=self.wish.probes, known=pairs, **place)
+        trace, frobenius, rank = spectra.moments(watched, self.size, products=self.wish.probes, known=pairs, **place)
         row: Row = {"trace": trace.value, "trace_stderr": 0.0 if exact else trace.stderr, "trace_outcome": int(trace.outcome)}
         row |= {"frobenius": frobenius.value, "frobenius_stderr": 0.0 if exact else frobenius.stderr}
         shares = pairs.vectors.double().square()
@@ -358,8 +358,11 @@ class _Point:
         rest = np.array(seen or [[0.0] * len(self.groups)])
         row["layer_trace"] = known + rest.mean(0)
         row["layer_trace_stderr"] = rest.std(0, ddof=1) / np.sqrt(len(rest)) if len(rest) > 1 else np.zeros(len(self.groups))
-        row["outlier_ratio"] = float(pairs.values[0]) * self.size / trace.value if trace.value > 0 else np.nan
-        return row | {"effective_rank": spectra.effective_rank(trace.value, frobenius.value) if frobenius.value > 0 else np.nan}
+        row |= {"effective_rank": rank.value, "effective_rank_stderr": 0.0 if exact else rank.stderr}
+        if not trace.value > 0:
+            return row
+        ratio = float(pairs.values[0]) * self.size / trace.value
+        return row | {"outlier_ratio": ratio, "outlier_ratio_stderr": abs(ratio) * row["trace_stderr"] / trace.value}
 
     def _invariant(self) -> Row:
         size = self.theta.abs()

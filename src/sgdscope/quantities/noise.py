@@ -437,7 +437,7 @@ class _Point:
     def _traces(self, h: Linearization, pairs: spectra.Eigenpairs) -> Row:
         wish, g, found = self.wish, h.gradient, self.covariance
         place: dict[str, Any] = {"dtype": g.dtype, "device": g.device, "generator": self.random("probes")}
-        trace, norm = spectra.trace_and_frobenius(h.hvp, len(g), products=wish.probes, known=pairs, **place)
+        trace, norm, _ = spectra.moments(h.hvp, len(g), products=wish.probes, known=pairs, **place)
         exact = len(g) <= len(pairs.values)
         errors = (0.0, 0.0) if exact else (trace.stderr, norm.stderr)
         row = estimate("hessian_trace", trace.value, errors[0]) | estimate("hessian_frobenius", norm.value, errors[1])

@@ -3,20 +3,20 @@
 from sgdscope.spectra.densities import Density, density, overlap
 from sgdscope.spectra.lanczos import eigenpairs, rayleigh_ritz
 from sgdscope.spectra.products import Eigenpairs, Estimate
-from sgdscope.spectra.traces import effective_rank, frobenius, trace, trace_and_frobenius
+from sgdscope.spectra.traces import Moments, frobenius, moments, trace
 from sgdscope.spectra.tracking import track
 
 __all__ = [
     "Density",
     "Eigenpairs",
     "Estimate",
+    "Moments",
     "density",
-    "effective_rank",
     "eigenpairs",
     "frobenius",
+    "moments",
     "overlap",
     "rayleigh_ritz",
     "trace",
-    "trace_and_frobenius",
     "track",
 ]

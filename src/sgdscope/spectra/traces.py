@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -337,12 +337,26 @@ def frobenius(
     Raises:
         ArgumentError: an argument is out of range, or a product is not finite.
     """
-    return trace_and_frobenius(
+    return moments(
         matvec, size, products=products, tolerance=tolerance, known=known, generator=generator, dtype=dtype, device=device
-    )[1]
+    ).frobenius
 
 
-def trace_and_frobenius(
+class Moments(NamedTuple):
+    """The first two moments of a spectrum, from one set of probes; the errors of the first two are correlated.
+
+    Attributes:
+        trace: Tr A.
+        frobenius: |A|_F.
+        effective_rank: (Tr A)^2 / |A|_F^2, the number of equal eigenvalues that would give both; NaN where A is zero.
+    """
+
+    trace: Estimate
+    frobenius: Estimate
+    effective_rank: Estimate
+
+
+def moments(
     matvec: Matvec,
     size: int,
     *,
@@ -352,8 +366,11 @@ def trace_and_frobenius(
     generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-) -> tuple[Estimate, Estimate]:
-    """Estimate the trace ("hutchinson") and the Frobenius norm from the same probes; their errors are correlated.
+) -> Moments:
+    """Estimate trace ("hutchinson"), Frobenius norm and effective rank from the same probes.
+
+    With t_i = v_i'Bv_i and s_i = |Bv_i|^2 of the n probes, T and F^2 the estimates: the rank R = T^2 / F^2 has the standard error
+    R sd(2 t_i / T - s_i / F^2) / sqrt(n), in which the two errors are taken as they vary together.
 
     Args:
         matvec: v [P] -> A v [P], symmetric.
@@ -366,7 +383,7 @@ def trace_and_frobenius(
         device: of the products.
 
     Returns:
-        (trace, Frobenius norm), each with all the products.
+        The three estimates, each with all the products. The rank is at most P where A has no negative eigenvalues.
 
     Raises:
         ArgumentError: an argument is out of range, or a product is not finite.
@@ -375,36 +392,27 @@ def trace_and_frobenius(
     counted = Products(matvec, size, dtype=dtype, device=device)
     rows, carried, squares = _opened(counted, known)
     if len(rows) == size:
-        return Estimate(carried, 0.0, 0, reason="all pairs are known"), Estimate(math.sqrt(squares), 0.0, 0)
+        exact = "all pairs are known"
+        rank = carried**2 / squares if squares > 0 else math.nan
+        return Moments(*(Estimate(value, 0.0, 0, reason=exact) for value in (carried, math.sqrt(squares), rank)))
     sampler = _Squares(counted, rows, private(generator))
     met = _collect(sampler, counted, products, tolerance=tolerance, known=squares)
     outcome, reason = _words(sampler, rows, met, tolerance)
+    plain = _words(sampler, rows, True, None)[1]
     value, stderr = sampler.estimate()
     norm = math.sqrt(squares + value)
     half = stderr / (2 * norm) if norm > 0 else stderr
     sums, scatter = _mean(sampler.forms)
-    return (
-        Estimate(carried + sums, scatter, counted.count, Outcome.ok, _words(sampler, rows, True, None)[1], sampler.probes),
+    return Moments(
+        Estimate(carried + sums, scatter, counted.count, Outcome.ok, plain, sampler.probes),
         Estimate(norm, half, counted.count, outcome, reason, sampler.probes),
+        Estimate(*_rank(sampler, carried + sums, norm), counted.count, outcome, reason, sampler.probes),
     )
 
 
-def effective_rank(trace: float, frobenius: float) -> float:
-    """Number of equal eigenvalues that would give this trace and this Frobenius norm, (Tr A)^2 / |A|_F^2.
-
-    Args:
-        trace: Tr A.
-        frobenius: |A|_F > 0.
-
-    Returns:
-        The rank; at most P, and meaningful where few eigenvalues are negative.
-
-    Raises:
-        ArgumentError: the norm is not a finite number > 0.
-
-    Example:
-        >>> round(effective_rank(6.0, 12.0**0.5), 9)
-        3.0
-    """
-    positive("frobenius", frobenius, whole=False)
-    return trace**2 / frobenius**2
+def _rank(sampler: _Squares, trace: float, norm: float) -> tuple[float, float]:
+    """(Tr A)^2 / |A|_F^2 and its standard error, without a division by the trace."""
+    if not norm > 0:
+        return math.nan, math.nan
+    forms, squares = np.array(sampler.forms), np.array(sampler.squares)
+    return trace**2 / norm**2, _mean(2 * trace * forms / norm**2 - trace**2 * squares / norm**4)[1]
