@@ -225,10 +225,20 @@ def test_each_phase_is_held_against_the_edge_of_its_own_method(tmp_path):
     root = trajectory.preconditioner(10).rsqrt()
     own = torch.linalg.eigvalsh(root[:, None] * dense(surface, trajectory.theta(10).double()) * root)[-1]
     assert float(got["edge"][5]) == pytest.approx(float(own) * 0.2 * 0.01 / 3.6, rel=1e-3)
-    phases = trajectory.settings["experiment"]["phases"]
-    untold = [{k: v for k, v in phases[0].items() if k != "updates"} | {"epochs": 1.0}, *phases[1:]]
-    header = replace(trajectory.header, settings={**trajectory.settings, "experiment": {"phases": untold}})
-    assert (found((replace(trajectory, header=header), surface), k=2)["edge_outcome"] == Outcome.not_applicable).all()
+    settings = {k: v for k, v in trajectory.settings.items() if k != "phase_ends"}
+    untold = replace(trajectory, header=replace(trajectory.header, settings=settings))
+    assert (found((untold, surface), k=2)["edge_outcome"] == Outcome.not_applicable).all()
+
+
+def test_a_phase_in_epochs_ends_where_it_ended(tmp_path):
+    told = described(updates=None, epochs=1.0)
+    told["phases"].append({"walker": "sgd", "lr": 0.1, "momentum": 0.7, "batch_size": 32, "updates": 3})
+    experiment = Experiment(**told)
+    trajectory = open_trajectory(run(experiment, tmp_path / "r"))
+    first = trajectory.settings["examples"] // 32
+    assert first > 2
+    got = found((trajectory, surface_of(experiment, dtype=F64)), points=first + 4, k=2, tolerance=1e-5)
+    np.testing.assert_allclose((got["edge"] / got["sharpness"])[: first + 1], [0.2 / 2] * first + [0.1 / 3.4], rtol=1e-9)
 
 
 def test_adam_before_batchnorm_is_held_against_its_edge_in_training_mode_alone(tmp_path):

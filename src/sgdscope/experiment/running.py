@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,6 +80,7 @@ def settings(experiment: Experiment, loop: Loop) -> dict[str, Any]:
         "seed": experiment.seed,
         "examples": loop.examples,
         "updates": loop.total,
+        "phase_ends": [*accumulate(loop.lengths)],
         "fingerprint": fingerprint(experiment, loop.data.fingerprint),
     }
 

@@ -443,14 +443,10 @@ def _method(settings: Mapping[str, Any], update: int) -> Mapping[str, Any]:
         told = (settings.get("optimizers") or [{}])[0]
         momentum = told.get("momentum") or settings.get("momentum")
         return {**told, "walker": str(settings.get("walker") or told.get("class", "sgd")), "momentum": momentum}
-    end = 0
-    for phase in phases[:-1]:
-        if not phase.get("updates"):  # epochs: where the phase ends is not told
-            return {"walker": "unknown"}
-        end += int(phase["updates"])
-        if update < end:
-            return {"walker": "sgd", **phase}
-    return {"walker": "sgd", **phases[-1]}
+    ends = settings.get("phase_ends") or []
+    if len(ends) != len(phases):
+        return {"walker": "unknown"}
+    return {"walker": "sgd", **phases[min(int(np.searchsorted(ends, update, side="right")), len(phases) - 1)]}
 
 
 def _halves(surface: Surface, theta: Tensor, buffers: Mapping[str, Tensor] | None, wish: _Wish) -> Row:
