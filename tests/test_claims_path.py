@@ -6,7 +6,7 @@ import xarray as xr
 from scipy import stats
 
 from sgdscope.contracts import claims
-from sgdscope.evidence.parts import Part, joint
+from sgdscope.evidence.parts import Part, equal, joint
 from sgdscope.evidence.shapes import early, growth, reached
 from sgdscope.evidence.sharp_runs import ARMS, BRANCHES, BY_BATCH, BY_LR, CUTS
 from sgdscope.evidence.sharpness import made, path, paths
@@ -57,6 +57,15 @@ def test_a_part_of_logarithms_tells_factors():
     assert held.threshold == pytest.approx(1.5)
     half = stats.t.ppf(0.975, 2) * np.log(2) / 3**0.5
     assert held.interval == pytest.approx((4 * np.exp(-half), 4 * np.exp(half)))
+
+
+def test_equality_is_a_part_from_either_side_each_over_five_units():
+    units = [1.8, 2.0, 2.2, 1.9, 2.1]  # 2 -+ 0.1963
+    answers = [[p.held().answer for p in equal("x", units, 2.1, margin)] for margin in (0.31, 0.29)]
+    assert answers == [["supported", "supported"], ["undecided", "supported"]]
+    assert [p.held().answer for p in equal("x", units, 1.5, 0.25)] == ["supported", "contradicted"]
+    assert [p.held().answer for p in equal("x", units[:4], 2.0, 9.0)] == ["undecided", "undecided"]
+    assert [p.held().threshold for p in equal("x", units, np.log(3), np.log(2), logs=True)] == pytest.approx([1.5, 6.0])
 
 
 def test_one_run_has_an_interval_over_its_points_only_where_asked_and_with_enough():

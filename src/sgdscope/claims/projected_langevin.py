@@ -16,7 +16,7 @@ import numpy as np
 from sgdscope import statistics
 from sgdscope.contracts import Controls, Evidence, Source, Verdict, claim
 from sgdscope.evidence import volumes
-from sgdscope.evidence.parts import Part, joint
+from sgdscope.evidence.parts import Part, equal, joint
 from sgdscope.evidence.projected import Description, made, presets, study_distance, study_steps, study_surface
 from sgdscope.theory.langevin import ball_mass
 
@@ -56,14 +56,6 @@ def _powers(table: Table, place: int, least: int) -> list[float]:
         whole = len(settings) >= least and len(own) == len(settings)
         slopes.append(statistics.slope(np.log(settings), [own[x] for x in settings])[0] if whole else nan)
     return slopes
-
-
-def _within(text: str, units: Sequence[float], middle: float, margin: float, *, logs: bool = False) -> list[Part]:
-    """Equal within a margin: two one-sided tests at 2.5 %, by the 95 % interval."""
-    return [
-        Part(f"{text}, from below", units, middle - margin, least=SEEDS, logs=logs),
-        Part(f"{text}, from above", units, middle + margin, above=False, least=SEEDS, logs=logs),
-    ]
 
 
 def _means(table: Table) -> dict[str, float]:
@@ -148,7 +140,7 @@ def samples_the_target(runs: Sequence[Evidence]) -> Verdict:
     parts: list[Part] = []
     for target in sorted({key[0] for key in table}):
         own = {key: v for key, v in table.items() if key[0] == target}
-        parts += _within(f"{target}: power of lr", _powers(own, 1, 3), ROOT, POWER)
+        parts += equal(f"{target}: power of lr", _powers(own, 1, 3), ROOT, POWER)
     details = {"distance": _means(table), "atoms": _means(_table(runs, ("target", "lr", "seed"), "atoms"))}
     return joint("L1", parts, place=place, details=details)
 
@@ -310,7 +302,7 @@ def same_volumes(runs: Sequence[Evidence]) -> Verdict:
     parts: list[Part] = []
     for body, d in sorted({key[:2] for key in pairs}):
         units = [v for key, v in sorted(pairs.items()) if key[:2] == (body, d)]
-        parts += _within(f"{body}, d = {d}: ratio of volumes", units, 0.0, log(VOLUMES), logs=True)
+        parts += equal(f"{body}, d = {d}: ratio of volumes", units, 0.0, log(VOLUMES), logs=True)
     seconds = _means(_table(runs, ("sampler", "body", "d", "seed"), "seconds"))
     details = {"log_error": told, "seconds": seconds, "stderr": _means(_table(runs, ("sampler", "body", "d", "seed"), "stderr"))}
     return joint("L3", parts, place=place, details=details)
@@ -384,7 +376,7 @@ def smaller_steps(runs: Sequence[Evidence]) -> Verdict:
     parts: list[Part] = []
     for arm, middle in (("fixed", 1.0), ("scaled", 0.0)):
         own = {key: v for key, v in table.items() if key[0] == arm}
-        parts += _within(f"lr {arm}: power of n", _powers(own, 1, 3), middle, LINEAR)
+        parts += equal(f"lr {arm}: power of n", _powers(own, 1, 3), middle, LINEAR)
     law = {
         f"{run.settings['arm']} {run.settings['d']}": ball_mass(run.settings["d"], lr=run.settings["lr"]).value for run in runs
     }

@@ -14,6 +14,7 @@ from sgdscope.contracts import Answer, Verdict
 from sgdscope.evidence.windows import decide, weakest
 
 RUNS = 3  # from so many runs on a run is the unit; below, its measured points are, by the block bootstrap
+PAIRS = 5  # units over which a number is compared with a threshold
 WITHIN = 4  # points below which a stretch of one run has no interval
 
 _ORDER: tuple[Answer, ...] = ("supported", "not in regime", "undecided", "contradicted")
@@ -87,6 +88,27 @@ class Held:
         low, high = self.interval
         side = ">" if self.part.above else "<"
         return f"{self.part.text} {self.mean:.3g} [{low:.3g}, {high:.3g}] (claimed {side} {self.threshold:.3g})"
+
+
+def equal(text: str, units: Sequence[Any], middle: float, margin: float, *, logs: bool = False) -> list[Part]:
+    """What must hold of a mean that is claimed to equal a number within a margin: two one-sided tests at 2.5 %.
+
+    middle - margin < mean and mean < middle + margin, both by the 95 % interval over at least `PAIRS` units.
+
+    Args:
+        text: what the number is, in words.
+        units: see `Part`.
+        middle: the number claimed.
+        margin: > 0, fixed beforehand; with `logs` it and `middle` are logarithms too.
+        logs: the numbers are logarithms; factors are told.
+
+    Returns:
+        The part from below and the part from above.
+    """
+    return [
+        Part(f"{text}, from below", units, middle - margin, least=PAIRS, logs=logs),
+        Part(f"{text}, from above", units, middle + margin, above=False, least=PAIRS, logs=logs),
+    ]
 
 
 def joint(

@@ -20,7 +20,7 @@ import numpy as np
 from sgdscope import escapes
 from sgdscope.contracts import Controls, Evidence, Source, Verdict, claim
 from sgdscope.evidence import waiting_runs as chosen
-from sgdscope.evidence.parts import Part, joint
+from sgdscope.evidence.parts import Part, equal, joint
 from sgdscope.evidence.waiting import Stay, by_seed, drawn, early, place, study, swept
 from sgdscope.evidence.waiting_odds import drawn_odds, early_odds, odds, place_odds, study_occupation
 
@@ -50,14 +50,6 @@ def _straight(kind: str, fits: Fits, over: str) -> list[Part]:
     return [
         Part(f"{kind}: slope over {over}", [f.slope for f in fits.values()], 0.0, least=TREND),
         Part(f"{kind}: Pearson's r", [f.r for f in fits.values()], STRAIGHT, least=TREND),
-    ]
-
-
-def _within(text: str, units: Sequence[float], middle: float, margin: float, *, logs: bool = False) -> list[Part]:
-    """Equal within a margin: two one-sided tests at 2.5 %, by the 95 % interval."""
-    return [
-        Part(f"{text}, from below", units, middle - margin, least=PAIRS, logs=logs),
-        Part(f"{text}, from above", units, middle + margin, above=False, least=PAIRS, logs=logs),
     ]
 
 
@@ -193,7 +185,7 @@ def exponential_in_rate(runs: Sequence[Evidence]) -> Verdict:
         by_batch = {s: batches[s].slope * halves[s][1][0].lr for s in seeds}
         shared = [log(by_batch[s] / by_rate[s]) if min(by_batch[s], by_rate[s]) > 0 else nan for s in seeds]
         parts += _straight(kind, rates, "1/lr")
-        parts += _within(f"{kind}: A from B over A from 1/lr", shared, 0.0, log(SAME), logs=True)
+        parts += equal(f"{kind}: A from B over A from 1/lr", shared, 0.0, log(SAME), logs=True)
         means = {"A_from_lr": list(by_rate.values()), "A_from_batch_size": list(by_batch.values())}
         details[kind] = {name: float(np.mean(v)) for name, v in means.items()} | _chi2(rates)
     return joint("X7", parts, place=place(runs), details=details)
@@ -227,7 +219,7 @@ def ratio_alone(runs: Sequence[Evidence]) -> Verdict:
     parts, details = [], {}
     for kind, seeds in by_seed(runs, 2).items():
         times = {s: sorted((p.lr, p.log_tau + log(p.lr)) for p in (stay.point for stay in own)) for s, own in seeds.items()}
-        parts += _within(f"{kind}: ratio of lr tau", [v[-1][1] - v[0][1] for v in times.values()], 0.0, log(SAME), logs=True)
+        parts += equal(f"{kind}: ratio of lr tau", [v[-1][1] - v[0][1] for v in times.values()], 0.0, log(SAME), logs=True)
         rates = [lr for lr, _ in next(iter(times.values()))]
         details[kind] = {f"lr {lr:g}": float(np.exp(np.mean([v[i][1] for v in times.values()]))) for i, lr in enumerate(rates)}
     return joint("X8", parts, place=place(runs), details={"lr_tau": details})
@@ -253,7 +245,7 @@ def polynomial_in_sharpness(runs: Sequence[Evidence]) -> Verdict:
     if (verdict := early("X9", runs, -1.0, PAIRS)) is not None:
         return verdict
     fits = _fits(by_seed(runs), "polynomial")
-    parts = [p for k, own in fits.items() for p in _within(f"{k}: power of k", [f.slope for f in own.values()], -1.0, POLYNOMIAL)]
+    parts = [p for k, own in fits.items() for p in equal(f"{k}: power of k", [f.slope for f in own.values()], -1.0, POLYNOMIAL)]
     return joint("X9", parts, place=place(runs), details={kind: _chi2(own) for kind, own in fits.items()})
 
 
@@ -279,7 +271,7 @@ def arrhenius(runs: Sequence[Evidence]) -> Verdict:
         barrier = next(iter(table[kind].values()))[0].point.barrier
         parts += _straight(kind, own, "1/D")
         if barrier == barrier:
-            parts += _within(f"{kind}: slope over barrier", [f.slope / barrier for f in own.values()], 1.0, HEIGHT)
+            parts += equal(f"{kind}: slope over barrier", [f.slope / barrier for f in own.values()], 1.0, HEIGHT)
     return joint("X10", parts, place=place(runs), details={kind: _chi2(own) for kind, own in fits.items()})
 
 
@@ -322,8 +314,8 @@ def flat_is_chosen(runs: Sequence[Evidence]) -> Verdict:
     moved = [flat[s].slope * float(np.ptp(own.x)) for s, own in white.items()]
     level = [float(np.mean(own.log_odds)) - 0.5 * log(ratio) for own in white.values()]
     parts = [Part("SGD: slope of log odds over B / lr", [f.slope for f in slopes.values()], 0.0, least=PAIRS)]
-    parts += _within("white noise: log odds less 1/2 log r", level, 0.0, FLAT)
-    parts += _within("white noise: change of log odds over 1/D", moved, 0.0, FLAT)
+    parts += equal("white noise: log odds less 1/2 log r", level, 0.0, FLAT)
+    parts += equal("white noise: change of log odds over 1/D", moved, 0.0, FLAT)
     last = [float(own.log_odds[np.argmax(own.x)]) for own in shaped.values()]
     details = {"ratio": ratio, "sgd": _chi2(slopes), "white": _chi2(flat), "sgd_log_odds_at_most_B_over_lr": float(np.mean(last))}
     return joint("X11", parts, place=place_odds(runs), details=details)
@@ -355,7 +347,7 @@ def rates_add(runs: Sequence[Evidence]) -> Verdict:
         )
         for s, own in table.items()
     }
-    parts = _within("power of n", [f.slope for f in fits.values()], -1.0, ADDED)
+    parts = equal("power of n", [f.slope for f in fits.values()], -1.0, ADDED)
     taus = {n: np.mean([stay.point.log_tau for own in table.values() for stay in own if stay.copies == n])
             for n in sorted({stay.copies for own in table.values() for stay in own})}  # fmt: skip
     details = {f"tau_1 / tau_{n}": float(np.exp(taus[min(taus)] - mean)) for n, mean in taus.items()}
