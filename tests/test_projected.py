@@ -189,6 +189,22 @@ def test_a_network_kept_in_a_ball_from_end_to_end(tmp_path):
     assert "projected" in page.read_text()
 
 
+def test_a_run_tells_how_many_of_its_points_lie_on_the_boundary(tmp_path):
+    described = short_example()
+    described["phases"] = [phase | {"updates": 12} for phase in described["phases"]]
+    described["phases"][1]["radius"] = 0.1
+    described["record"]["snapshots"] = {"kind": "every", "n": 1}
+    path = run(Experiment(**described), tmp_path / "ball")
+    trajectory = ss.open_trajectory(path)
+    away = np.array([float((trajectory.theta(t) - trajectory.theta(12)).norm()) for t in range(12, 24)])
+    hits = trajectory.steps["hits"].values
+    assert np.isnan(hits[:12]).all()
+    assert hits[12:].tolist() == np.cumsum(abs(away - 0.1) < 1e-6).tolist()
+    assert 2 < hits[-1] < 11
+    page = ss.report(path, tmp_path / "ball.html")
+    assert f"{hits[-1]:.0f} of 11 projected updates left the body and were brought back" in page.read_text()
+
+
 def test_a_run_that_starts_at_a_checkpoint_stays_round_it(tmp_path):
     described = short_example()
     first = described | {"phases": described["phases"][:1], "name": "first"}

@@ -227,11 +227,13 @@ class Loop:
         return records
 
     def whereabouts(self) -> dict[str, float]:
-        """What a walk over nodes or a private one says at the update at hand: the visit, and the most privacy a record spends."""
+        """What a walk says at the update at hand: its visit, the most privacy a record spends, how many left their body so far."""
         told = {} if self.line is None else asdict(self.line.visit(self.step))
         ledger = getattr(self._walker, "ledger", None)
         if ledger is not None and ledger.limit is not None:
             told["privacy_spent"] = most_spent(ledger, self._records())
+        if (hits := getattr(self._walker, "hits", None)) is not None:
+            told["hits"] = float(hits)
         return told
 
     def advance(self) -> None:

@@ -1,4 +1,4 @@
-"""Walks over nodes and private walks in words: where the walk came, and what it cost the records."""
+"""Walks over nodes, private walks and walks in a body in words: where the walk came, and what it cost the records."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from sgdscope.report.reading import Page
 
 
 def visit_words(page: Page) -> list[str]:
-    """One sentence on the visits of a walk over nodes, one on the privacy that its records have spent.
+    """A sentence on the visits of a walk over nodes, on the privacy that its records have spent, on the edge of a body.
 
     Args:
         page: one run.
 
     Returns:
-        HTML; nothing for a run whose steps tell neither.
+        HTML; nothing for a run whose steps tell none of it.
     """
-    return [*_visits(page), *_privacy(page)]
+    return [*_visits(page), *_privacy(page), *_brought_back(page)]
 
 
 def _visits(page: Page) -> list[str]:
@@ -47,6 +47,18 @@ def _privacy(page: Page) -> list[str]:
     still = int(np.count_nonzero(_finite(page, "update_norm") == 0))
     skipped = f"; {_count(still, 'update')} moved nothing, where a record had nothing left" if still else ""
     return [f"No record has spent more than {number(float(spent.max()))}{of}{skipped}."]
+
+
+def _brought_back(page: Page) -> list[str]:
+    """How often a projected walk left its body: those points lie on the boundary, an atom that the continuous law lacks."""
+    hits = _finite(page, "hits")
+    if len(hits) < 2:
+        return []
+    found, updates = int(hits[-1] - hits[0]), len(hits) - 1
+    return [
+        f"{number(found)} of {_count(updates, 'projected update')} left the body and were brought back: "
+        f"{number(100 * found / updates)} % of the points lie on its boundary, where the walk without steps has none."
+    ]
 
 
 def _count(n: int, noun: str) -> str:
