@@ -377,6 +377,9 @@ def _set(described: dict[str, Any], key: str, value: Scalar) -> None:
         raise unknown("key of the grid", key, [*Phase.model_fields, *Data.model_fields, "seed", "threads", "model.<option>"])
 
 
+HINTS = {"record.averages": ", the number of blocks in which iterates are summed (64 serves every forecast of annealing)"}
+
+
 def _explain(error: ValidationError) -> str:
     """The errors of pydantic as lines of key path, what was expected, what came."""
     lines = []
@@ -396,7 +399,7 @@ def _explain(error: ValidationError) -> str:
             lines.append(f"{path}: {item['msg'].removeprefix('Value error, ')}")
         else:
             came = item["input"]
-            expected = item["msg"].replace("Input should be", "expected")
+            expected = item["msg"].replace("Input should be", "expected") + HINTS.get(path, "")
             lines.append(f"{path}: {expected}; got {came!r} ({type(came).__name__})")
     return "the experiment's description is not valid: " + "\n".join(lines)
 
