@@ -5,8 +5,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from sgdscope.cli import main
+from sgdscope.recorder import Recorder
 
 TINY = """
 name = "tiny"
@@ -148,3 +150,73 @@ def test_an_interrupted_command_says_what_is_kept(sgdscope, monkeypatch):
     code, out, err = sgdscope("list", "claims")
     assert (code, out) == (1, "")
     assert "interrupted; what was recorded is kept" in err
+
+
+@pytest.fixture
+def tiny(sgdscope, tmp_path):
+    (tmp_path / "tiny.toml").write_text(TINY)
+    assert sgdscope("run", "tiny.toml", "--out", "a")[0] == 0
+    return tmp_path / "a"
+
+
+def test_measure_tells_one_line_a_quantity_and_every_variable_when_asked(sgdscope, tiny):
+    code, out, err = sgdscope("measure", "a", "valley", "motion")
+    lines = out.strip().split("\n")
+    assert (code, len(lines)) == (0, 3), err
+    assert lines[0].startswith("valley    In the last window (updates 0 to 11) the lowest point lies")
+    assert lines[1].startswith("motion    Cosine of consecutive gradients in the last window")
+    assert "[a, b]: 95 % interval" in lines[2]
+    assert not {"<", "&"} & set(out)
+    assert "valley   loss_start" in sgdscope("measure", "a", "valley", "--verbose")[1]
+
+
+def test_report_says_that_an_older_page_was_replaced(sgdscope, tiny):
+    assert sgdscope("report", "a")[1] == "Report: report.html\n"
+    assert sgdscope("report", "a")[1] == "Report: report.html (an older one was replaced)\n"
+    assert json.loads(sgdscope("report", "a", "--json")[1]) == {"report": "report.html", "replaced": True}
+
+
+def test_the_folder_of_a_sweep_is_reported_as_its_runs(sgdscope, tiny, tmp_path):
+    (tmp_path / "sweep").mkdir()
+    tiny.rename(tmp_path / "sweep" / "inner")
+    assert sgdscope("report", "sweep")[0] == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "The walk with SGD: inner" in page
+    assert "No update is on record" not in page
+
+
+def test_the_average_of_an_ensemble_names_a_member_to_give_instead(sgdscope, tiny, tmp_path):
+    (tmp_path / "whole").mkdir()
+    tiny.rename(tmp_path / "whole" / "average")
+    header = json.loads((tmp_path / "whole" / "average" / "run.json").read_text())
+    del header["settings"]["experiment"]
+    (tmp_path / "whole" / "average" / "run.json").write_text(json.dumps(header))
+    told = {"members": [{"run": "member-0"}, {"run": "member-1"}]}
+    (tmp_path / "whole" / "ensemble.json").write_text(json.dumps(told))
+    for command in ("diagnose", "measure"):
+        code, _, err = sgdscope(command, "whole/average")
+        assert (code, "is the average of an ensemble" in err, "whole/member-0" in err) == (2, True, True), err
+
+
+def test_averages_are_a_number_of_blocks(sgdscope, tmp_path):
+    (tmp_path / "bad.toml").write_text(TINY + "averages = true\n")
+    code, _, err = sgdscope("run", "bad.toml")
+    assert code == 2
+    assert "record.averages: expected a valid integer, the number of blocks" in err
+    assert "64" in err
+
+
+def test_runs_are_shown_in_a_few_short_lines(tiny):
+    from sgdscope.runs import open_trajectory
+
+    shown = repr(open_trajectory(tiny))
+    assert len(shown) < 300
+    assert "a': " in shown
+    assert "13 points of updates 0 to 12, walker sgd, lr 0.2, batch_size 16" in shown
+
+
+def test_a_run_without_updates_cannot_be_diagnosed(sgdscope):
+    model = torch.nn.Linear(2, 1)
+    Recorder("still", model, torch.optim.SGD(model.parameters(), lr=0.1)).close()
+    code, out, err = sgdscope("diagnose", "still", "--surface", "json:loads")
+    assert (code, out, "expected a run with updates, still has none" in err) == (2, "", True), err

@@ -136,6 +136,9 @@ def test_compare_says_height_width_and_crossover():
     assert found.b.frobenius[0] == pytest.approx(math.sqrt(36**2 + 25 + 0.49), rel=1e-6)
     assert "a is higher by 0.05, flatter by 1.7 of 1/2 log det (top 3, delta = 0)" in found.sentence
     assert "below the predicted crossover 0.0294" in found.sentence
+    shown = repr(found).split("\n")
+    assert shown[0] == f"Comparison: {found.sentence}"
+    assert [line[:9] for line in shown[1:]] == ["  a: loss", "  b: loss"]
     louder = compare(surface, A, B, lr=0.02, batch_size=2, k=3, probes=12, momentum=0.99)
     assert louder.noise == pytest.approx(100 * found.noise)
     assert "above the predicted crossover" in louder.sentence

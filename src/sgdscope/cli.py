@@ -127,23 +127,32 @@ def measure(
     quantity: Annotated[list[str] | None, typer.Argument(help="Quantities; default: all that can be measured.")] = None,
     surface: SurfacePath = None,
     data_dir: DataDir = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also a line for each variable.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure quantities over a recorded run, or over each member of an ensemble, and keep them with it."""
-    from sgdscope.contracts import quantities
+    from sgdscope.contracts import Evidence, quantities
     from sgdscope.experiment import read_ensemble
     from sgdscope.measure import measure as measure_run
+    from sgdscope.report.words import findings
 
     names = quantity or list(quantities)
     told = read_ensemble(run)
     runs = [run] if told is None else [path for member in told["members"] if (path := run / member["run"]).is_dir()]
     found: list[dict[str, Any]] = []
+    tables: list[str] = []
     for path in runs:
         trajectory = _trajectory(path, data_dir)
         measured = measure_run(trajectory, _surface(trajectory, surface, data_dir), names)
-        found.append({"run": str(path), "measured": {name: _summary(measured[name].to_dataset()) for name in names}})
-    tables = [_table_of(one["measured"]) for one in found]
+        data = {name: measured[name].to_dataset() for name in names}
+        found.append({"run": str(path), "measured": {name: _summary(own) for name, own in data.items()}})
+        told_lines = findings(Evidence(trajectory.settings, trajectory.steps, data))
+        lines = [f"{name:<9} {said}" for name, said in told_lines.items()] + (
+            [_table_of(found[-1]["measured"])] if verbose else []
+        )
+        tables.append("\n".join(lines))
     whole = tables[0] if told is None else "\n".join(f"{one['run']}\n{table}" for one, table in zip(found, tables, strict=True))
+    whole += "" if verbose else "\n(a ± b: standard error; [a, b]: 95 % interval; --verbose lists every variable)"
     _print(found[0] if told is None else {"run": str(run), "members": found}, whole, as_json)
 
 
@@ -238,8 +247,10 @@ def report(
     """Write one self-contained HTML page."""
     from sgdscope.report import report as write_page
 
+    older = out.exists()
     page = write_page(run, out)
-    _print({"report": str(page)}, f"Report: {page}", as_json)
+    replaced = " (an older one was replaced)" if older else ""
+    _print({"report": str(page), "replaced": older}, f"Report: {page}{replaced}", as_json)
 
 
 @app.command()
@@ -259,6 +270,8 @@ def diagnose(
     from sgdscope.experiment import Experiment
 
     trajectory = _trajectory(run, data_dir)
+    if not trajectory.steps.sizes.get("step", 0):
+        raise ArgumentError(f"RUN: expected a run with updates, {run} has none; give one that took some, or let it train first")
     described = trajectory.settings.get("experiment")
     if surface is None and described is not None:
         found: Any = diagnosis.surfaces(Experiment.model_validate(described), data_dir)
@@ -266,7 +279,9 @@ def diagnose(
         found = _surface(trajectory, surface, data_dir)
     train, held_out = found if isinstance(found, tuple) else (found, None)
     told = diagnosis.diagnose(trajectory, train, held_out=held_out, budgets=budget or (0.1, 0.2), shape=shape, floor=floor)
-    _print({"run": str(run)} | told.to_json(), "\n".join([f"At update {told.step}:", *told.lines]), as_json)
+    _print(
+        {"run": str(run)} | told.to_json(), "\n".join([f"At update {told.step} ([a, b]: 95 % intervals):", *told.lines]), as_json
+    )
 
 
 @app.command("list")
@@ -318,11 +333,24 @@ def _surface(trajectory: Trajectory, path: str | None, data_dir: Path | None) ->
 
     described = trajectory.settings.get("experiment")
     if described is None:
+        _refuse_average(trajectory.path)
         raise ArgumentError(
             "--surface: this run was not made by 'sgdscope run', so its model and data are not known; "
             "expected pkg.module:function that returns a sgdscope.LossSurface of them"
         )
     return surface_of(Experiment.model_validate(described), data_dir)
+
+
+def _refuse_average(run: Path | None) -> None:
+    """Say of the average of an ensemble that it is a point, and which runs walk."""
+    from sgdscope.experiment import read_ensemble
+
+    told = None if run is None else read_ensemble(run.parent)
+    if run is not None and told is not None and run.name not in {member["run"] for member in told["members"]}:
+        raise ArgumentError(
+            f"RUN: {run} is the average of an ensemble, points that no walk joins; give one of its members, such as "
+            f"{run.parent / told['members'][0]['run']}, or name --surface to look at the average's points"
+        )
 
 
 def _check_alike(a: Trajectory, b: Trajectory, surface: str | None) -> None:

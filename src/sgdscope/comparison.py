@@ -18,6 +18,7 @@ from sgdscope.contracts import declare, measurement
 from sgdscope.directions import private
 from sgdscope.errors import ArgumentError
 from sgdscope.files import plain
+from sgdscope.notation import number, with_error
 from sgdscope.records import Line, Surface
 
 Array = NDArray[np.float64]
@@ -254,6 +255,17 @@ class Comparison:
     reasons: tuple[str, ...]
     sentence: str
 
+    def __repr__(self) -> str:
+        """The sentence, and a line on each point."""
+        lines = [f"Comparison: {self.sentence}"]
+        for name, point in (("a", self.a), ("b", self.b)):
+            top = number(point.eigenvalues[0]) if point.eigenvalues.size else "not known"
+            lines.append(
+                f"  {name}: loss {number(point.loss)}, |gradient| {number(point.gradient_norm)}, largest eigenvalue {top}, "
+                f"trace {with_error(*point.trace)}"
+            )
+        return "\n".join(lines)
+
     def to_json(self) -> dict[str, Any]:
         """All numbers as JSON types; those that JSON has not (NaN, infinity) are None."""
         line = {name: self.line[name].values.tolist() for name in ("loss", "held_out_loss", "curvature")}
@@ -295,8 +307,8 @@ def filter_normalised(surface: Surface, theta: Tensor, generator: torch.Generato
 
 def _filter_curvature(surface: Surface, state: State, directions: int, seed: int) -> tuple[float, float]:
     h, found = FILTER_STEP, []
-    for number in range(directions):
-        d = filter_normalised(surface, state[0], private(seed, _FILTERS, number))
+    for index in range(directions):
+        d = filter_normalised(surface, state[0], private(seed, _FILTERS, index))
         values = surface.along(state[0], d, [-h, 0.0, h], (state[1], state[1]) if state[1] else None).values
         found.append(float(values[0] - 2 * values[1] + values[2]) / h**2)
     return float(np.mean(found)), float(np.std(found, ddof=1) / np.sqrt(directions)) if directions > 1 else nan

@@ -323,6 +323,20 @@ class Trajectory:
     path: Path | None = None
     read_preconditioner: Callable[[int], Tensor] = _no_moments
 
+    def __repr__(self) -> str:
+        """Where the walk lies, how many numbers it moves and which points it has; nothing is read but the header."""
+        points = self.snapshot_steps
+        span = f"{len(points)} points of updates {points[0]} to {points[-1]}" if len(points) else "no point"
+        told = {
+            key: self.settings[key]
+            for key in ("walker", "lr", "batch_size")
+            if isinstance(self.settings.get(key), str | int | float)
+        }
+        how = "".join(f", {key} {value}" for key, value in told.items())
+        return (
+            f"Trajectory({str(self.path) if self.path else 'in memory'!r}: {self.header.layout.size:,} parameters, {span}{how})"
+        )
+
     @property
     def settings(self) -> Mapping[str, Any]:
         """Whatever is needed to repeat the run."""

@@ -15,7 +15,7 @@ BARRIER = 0.01  # of the worst member's loss: below it nothing lies between two 
 
 
 def unfold(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[str, Mapping[str, Any]]]]:
-    """Put the members of an ensemble in the place of its folder.
+    """Put the members of an ensemble, and the runs of a sweep, in the place of their folder.
 
     Args:
         runs: run directories, folders of ensembles, or measured runs.
@@ -27,6 +27,10 @@ def unfold(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[str, Mapping[str,
     ensembles: list[tuple[str, Mapping[str, Any]]] = []
     for run in runs:
         told = read_ensemble(run) if isinstance(run, str | Path) else None
+        if told is None and isinstance(run, str | Path) and not (Path(run) / "run.json").exists():
+            inside = sorted(path.parent for path in Path(run).glob("*/run.json"))  # the folder of a sweep
+            found += inside or [run]
+            continue
         if told is None or not isinstance(run, str | Path):
             found.append(run)
             continue

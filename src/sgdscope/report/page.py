@@ -54,7 +54,13 @@ def figure(draw: Callable[[], go.Figure], caption: str) -> str:
 
 def _first_sentence(caption: str) -> str:
     """The first sentence of a caption, without its elements."""
-    return html.unescape(re.sub(r"<[^>]*>", "", caption)).split(". ", 1)[0].rstrip(".")
+    return plain(caption).split(". ", 1)[0].rstrip(".")
+
+
+def plain(text: str) -> str:
+    """HTML as plain text: indices behind an underscore, powers behind a caret."""
+    text = text.replace("<sub>", "_").replace("<sup>", "^")
+    return html.unescape(re.sub(r"<[^>]*>", "", text))
 
 
 def fold(key: str, title: str, parts: Sequence[str], *, said: str = "") -> str:

@@ -9,11 +9,13 @@ import numpy as np
 import xarray as xr
 
 from sgdscope import figures, notation
+from sgdscope.contracts import Evidence
 from sgdscope.report.curvature import curvature_words
-from sgdscope.report.noise import noise_words, regime
-from sgdscope.report.page import number, safe, with_error, with_interval
+from sgdscope.report.directions import batch_words, neurons_words, sharpest_words
+from sgdscope.report.noise import escape_words, noise_words, regime
+from sgdscope.report.page import number, plain, safe, with_error, with_interval
 from sgdscope.report.points import along, last, told
-from sgdscope.report.reading import Page
+from sgdscope.report.reading import Page, read
 from sgdscope.report.verdicts import MARKS, AnyVerdict, fields
 from sgdscope.report.visits import visit_words
 
@@ -229,3 +231,48 @@ def _mean(data: xr.Dataset, name: str, first: int, last: int, reduce: Callable[.
     inside = (data["step"].values >= first) & (data["step"].values < last)
     values = np.asarray(data[name].values, float)[inside]
     return float(reduce(values)) if np.isfinite(values).any() else float("nan")
+
+
+FIRST: Mapping[str, Callable[[xr.Dataset], list[str]]] = {
+    "curvature": curvature_words,
+    "noise": noise_words,
+    "sharpest": sharpest_words,
+    "neurons": neurons_words,
+    "escape": escape_words,
+}
+
+
+def findings(item: Evidence) -> dict[str, str]:
+    """What each quantity of a run found, as one line of plain text.
+
+    Args:
+        item: the run with its measurements.
+
+    Returns:
+        One line for each measured quantity, in their order.
+    """
+    page = read(item)
+    rows = window_rows(page)
+    lines: dict[str, str] = {}
+    for name, data in item.measured.items():
+        words = [f"{len(data.data_vars)} variables."]
+        if not any(data.sizes.get(dim, 0) for dim in ("step", "window")):
+            words = ["measured at no point: there are no two consecutive snapshots."]
+        elif name in FIRST:
+            words = FIRST[name](data)[:1]
+        elif name == "batch":
+            words = batch_words(data, figures.batch_of(item))[:1] or words
+        elif name == "motion" and np.isfinite(cosine := _last_window(data, "gradient_cosine")).all():
+            words = [f"Cosine of consecutive gradients in the last window {notation.with_interval(*cosine)}."]
+        elif name == "valley" and rows:
+            words = _valley_words({**rows[-1], "cosine": float("nan")}) or words
+        lines[name] = plain(" ".join(words))
+    return lines
+
+
+def _last_window(data: xr.Dataset, name: str) -> list[float]:
+    """A number of the last window with the ends of its interval; NaN where there is none."""
+    return [
+        float(values[-1]) if len(values := along(data, f"{name}{end}", "window")) else float("nan")
+        for end in ("", "_low", "_high")
+    ]
