@@ -5,6 +5,7 @@ import pytest
 
 from sgdscope.claims.flatter_minima import ratio_alone
 from sgdscope.contracts import claims
+from sgdscope.evidence.endpoints import equivalent
 from sgdscope.evidence.rescaling import GRID, numbers, rescaled
 from sgdscope.evidence.sharpness import made
 
@@ -37,6 +38,14 @@ def grid(of, seeds=5):
 
 def judged(name, runs):
     return claims[name].judge(list(runs))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_two_one_sided_tests_show_equality_and_an_interval_refutes_it(sign):
+    near = sign * np.array([0.02, -0.01, 0.03, 0.0, 0.01])  # 0.01, stderr 0.00707: 0.0251 by t(0.95), 0.0296 by t(0.975)
+    assert [equivalent("x", near, margin).answer for margin in (0.026, 0.024)] == ["supported", "undecided"]
+    assert [equivalent("x", near + 0.05 * sign, m).answer for m in (0.040, 0.041)] == ["contradicted", "undecided"]
+    assert equivalent("x", near, 0.026).interval == pytest.approx(sorted(sign * np.array([-0.00963, 0.02963])), abs=1e-5)
 
 
 def power(b, c):

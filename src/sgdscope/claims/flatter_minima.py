@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from sgdscope import statistics
-from sgdscope.contracts import Answer, Controls, Evidence, Source, Verdict, claim
+from sgdscope.contracts import Controls, Evidence, Source, Verdict, claim
 from sgdscope.evidence import rescaling
 from sgdscope.evidence.accuracy import accuracy
-from sgdscope.evidence.endpoints import Part, at_equal_epochs, decisive, kendall, last_accuracy, silent, vanished
+from sgdscope.evidence.endpoints import Part, at_equal_epochs, decisive, equivalent, kendall, last_accuracy, silent, vanished
 from sgdscope.evidence.matched import COMMON, LOWEST, Table, matched, powers
 from sgdscope.evidence.protocols import Chosen
 from sgdscope.evidence.sharpness import Path, path, place
@@ -261,11 +261,7 @@ def _collapse(fits: Mapping[int, NDArray[np.float64]]) -> tuple[Part, Part, Part
         parts.append(Part(name, mean, interval, decide(interval, 0.0, above=above), len(values)))
     if (c <= b).any():  # the sign of a seed is wrong, and its asymmetry unbounded
         return parts[0], parts[1], Part("asymmetry", nan, (nan, nan), "undecided", len(b))
-    uneven = 2 * (b + c) / (c - b)
-    mean, _, interval = statistics.mean_interval(uneven)
-    apart = interval.low > COLLAPSE or interval.high < -COLLAPSE
-    answer: Answer = "supported" if statistics.tost(uneven, COLLAPSE) < 0.05 else "contradicted" if apart else "undecided"
-    return parts[0], parts[1], Part("asymmetry", mean, interval, answer, len(b))
+    return parts[0], parts[1], equivalent("asymmetry", 2 * (b + c) / (c - b), COLLAPSE)
 
 
 # --- F4: flatter is better ---------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sgdscope import statistics
 from sgdscope.contracts import Answer, Controls, Evidence, Source, Verdict, claim
-from sgdscope.evidence.endpoints import Part, decisive
+from sgdscope.evidence.endpoints import Part, decisive, equivalent
 from sgdscope.evidence.gossip import learning, service, walked
 from sgdscope.evidence.private import LEVELS, Tables, falling, learning_runs, made, service_runs, walked_runs, walks_made
 from sgdscope.evidence.windows import decide
@@ -35,14 +35,6 @@ Array = NDArray[np.float64]
 
 def _silent(claim_id: str, verdict: Answer, threshold: float, reason: str, regime: Mapping[str, float | str]) -> Verdict:
     return Verdict(claim_id, verdict, nan, (nan, nan), 0, threshold, reason, dict(regime))
-
-
-def _margin(name: str, values: Array, margin: float) -> Part:
-    """Equal within a margin: shown by two one-sided tests, refuted by an interval that lies outside."""
-    mean, _, interval = statistics.mean_interval(values)
-    apart = interval.low > margin or interval.high < -margin
-    answer: Answer = "supported" if statistics.tost(values, margin) < 0.05 else "contradicted" if apart else "undecided"
-    return Part(name, mean, interval, answer, len(values))
 
 
 def _below(name: str, values: Array, threshold: float) -> Part:
@@ -114,7 +106,7 @@ def close_to_free(runs: Sequence[Evidence]) -> Verdict:
     _, falls, smallest = statistics.jonckheere(list(gaps[::-1]))
     if slope.answer == "supported" and falls >= 0.05:
         slope = Part(slope.name, slope.statistic, slope.interval, "undecided", slope.n)
-    close = _margin("gap", gaps[-1], CLOSE)
+    close = equivalent("gap", gaps[-1], CLOSE)
     verdict, least = decisive([close, slope], lambda p: 1 - abs(p.statistic) / CLOSE if p is close else -p.statistic)
     told = ", ".join(f"{gap.mean():+.3f} at {eps:g}" for eps, gap in zip(budgets, gaps, strict=True))
     reason = f"error without noise {free.mean():.3f}; gaps with uses chosen on other seeds: {told}; decisive: {least.name}"
@@ -264,7 +256,7 @@ def _where(runs: Sequence[Evidence]) -> dict[str, float | str]:
 
 def _kept(level: str, own: Sequence[Evidence]) -> list[Part]:
     """Number of walks, recoveries and duplicates at one level; lengths as differences to their bounds, in cycles."""
-    parts = [_margin(f"walks - 1 under {level}", np.array([r.extra["mean_live"] - 1 for r in own]), SINGLE)]
+    parts = [equivalent(f"walks - 1 under {level}", np.array([r.extra["mean_live"] - 1 for r in own]), SINGLE)]
     for name, key in (("recovery", "recoveries"), ("duplicates", "duplicates")):
         bounds = [r.extra["bound"] if key == "recoveries" else r.settings["limit"] for r in own]
         over = [np.mean(r.extra[key]) - bound for r, bound in zip(own, bounds, strict=True) if r.extra[key]]
@@ -324,7 +316,7 @@ def same_plateau(runs: Sequence[Evidence]) -> Verdict:
         return _silent("H5", "undecided", PLATEAU, f"{len(pairs)} pairs of walks are at hand, {SEEDS} are needed", regime)
     both = [(arms["none"][s].extra, arms["faulty"][s].extra) for s in pairs]
     ends = {arm: np.array([[e["plateau"][arm] for e in pair] for pair in both]) for arm in ("free", "private")}
-    plateaus = [_margin(arm, own[:, 1] - own[:, 0], PLATEAU) for arm, own in ends.items()]
+    plateaus = [equivalent(arm, own[:, 1] - own[:, 0], PLATEAU) for arm, own in ends.items()]
     ratio = np.array([np.log(b["updates_a_cycle"] / a["updates_a_cycle"]) for a, b in both])
     slower = _below("slower", ratio, 0.0)
     verdict, least = decisive([*plateaus, slower], lambda p: -p.statistic if p is slower else 1 - abs(p.statistic) / PLATEAU)

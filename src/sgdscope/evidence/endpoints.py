@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from sgdscope import statistics
 from sgdscope.contracts import Answer, Evidence, Verdict
 from sgdscope.evidence.protocols import SIZES, Chosen, described, path_of
 from sgdscope.evidence.sharpness import Path, made, place
@@ -184,6 +185,27 @@ class Part:
     def told(self) -> list[float]:
         """Statistic and interval, for details."""
         return [self.statistic, *self.interval]
+
+
+def equivalent(name: str, values: ArrayLike, margin: float) -> Part:
+    """One comparison: a mean equals 0 within a margin, as two one-sided tests show or an interval outside of it refutes.
+
+    Args:
+        name: of what.
+        values: [n], independent, n >= 2.
+        margin: > 0, fixed beforehand.
+
+    Returns:
+        Supported where `statistics.tost` gives p < 0.05, contradicted where the 95 % interval lies outside, else undecided.
+
+    Raises:
+        ArgumentError: a value is not finite, or the margin is not above 0.
+    """
+    array = np.asarray(values, np.float64)
+    mean, _, interval = statistics.mean_interval(array)
+    apart = interval.low > margin or interval.high < -margin
+    answer: Answer = "supported" if statistics.tost(array, margin) < 0.05 else "contradicted" if apart else "undecided"
+    return Part(name, mean, interval, answer, len(array))
 
 
 def decisive(parts: Sequence[Part], distance: Callable[[Part], float]) -> tuple[Answer, Part]:
