@@ -103,6 +103,19 @@ def stage(run: Evidence, first: float = 0.0, last: float = 1.0) -> Stage:
     return Stage(run, np.asarray(inside & alive & known))
 
 
+def average(values: Sequence[Array]) -> float:
+    """The mean over all points of several stages where a number is known.
+
+    Args:
+        values: [n_i] of each stage; NaN is left out.
+
+    Returns:
+        The mean, each point with equal weight; NaN if none is known.
+    """
+    joined = np.concatenate([np.zeros(0), *values])
+    return float(joined[np.isfinite(joined)].mean()) if np.isfinite(joined).any() else nan
+
+
 def place(found: Sequence[Stage]) -> dict[str, float | str]:
     """Where the points lie on the map: means over them.
 
@@ -112,18 +125,13 @@ def place(found: Sequence[Stage]) -> dict[str, float | str]:
     Returns:
         The keys of `windows.regime`, with eta_sharpness (lr lambda_1); NaN where it is not known.
     """
-
-    def mean(values: Sequence[Array]) -> float:
-        joined = np.concatenate([np.zeros(0), *values])
-        return float(joined[np.isfinite(joined)].mean()) if np.isfinite(joined).any() else nan
-
     found = [s for s in found if s.kept.any()]
     losses = [s.of("loss") for s in found]
     shares = [loss / initial_loss(s.run) for s, loss in zip(found, losses, strict=True) if initial_loss(s.run) > 0]
     mode = str(fingerprint(found[0].run).get("batchnorm", "none")) if found else "none"
-    told: dict[str, float | str] = {"eta_gni": nan, "eta_batch_sharpness": nan, "training_loss": mean(losses)}
-    told |= {"loss_share": mean(shares), "height_over_noise": nan, "batchnorm": mode}
-    return told | {"eta_sharpness": 2 * mean([s.half_eta_sharpness for s in found])}
+    told: dict[str, float | str] = {"eta_gni": nan, "eta_batch_sharpness": nan, "training_loss": average(losses)}
+    told |= {"loss_share": average(shares), "height_over_noise": nan, "batchnorm": mode}
+    return told | {"eta_sharpness": 2 * average([s.half_eta_sharpness for s in found])}
 
 
 def stepped(settings: Mapping[str, Any], steps: Sequence[int], losses: Sequence[float], **values: Any) -> Evidence:

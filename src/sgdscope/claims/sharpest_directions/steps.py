@@ -18,7 +18,7 @@ from sgdscope.evidence.shapes import seeds_of
 from sgdscope.evidence.sharp_runs import ARMS, BASE, BRANCHES, arm_of
 from sgdscope.evidence.sharpness import POINTS, Path, made, path
 from sgdscope.evidence.sharpness import place as place_paths
-from sgdscope.evidence.steps import EARLY, FAR, GROUP, Stage, place, stage, stepped
+from sgdscope.evidence.steps import EARLY, FAR, GROUP, Stage, average, place, stage, stepped
 from sgdscope.evidence.windows import LOSS_SHARE
 
 Array = NDArray[np.float64]
@@ -58,7 +58,7 @@ def _part(text: str, found: Sequence[Stage], value: Callable[[Stage], Array]) ->
 
 
 def _mean(found: Sequence[Stage], value: Callable[[Stage], Array]) -> float:
-    return _average([value(s) for s in found])
+    return average([value(s) for s in found])
 
 
 def _told(found: Sequence[Stage]) -> dict[str, Any]:
@@ -74,12 +74,7 @@ def _effects(some: Sequence[Stage]) -> dict[str, float]:
     """The mean effect of some arms, each under a name such as "e1 x 0.5"."""
     arms = (("e1", 0.5), ("e1", 1.0), ("e1", 2.0), ("e5", 1.0), ("random", 1.0), ("bulk", 1.0), ("full", 1.0))
     table = {f"{arm} x {alpha:g}": [s.effect(arm, alpha) for s in some] for arm, alpha in arms}
-    return {name: _average(values) for name, values in table.items()}
-
-
-def _average(values: Sequence[Array]) -> float:
-    joined = np.concatenate([np.zeros(0), *values])
-    return float(joined[np.isfinite(joined)].mean()) if np.isfinite(joined).any() else nan
+    return {name: average(values) for name, values in table.items()}
 
 
 def _run(seed: int, effects: Mapping[tuple[str, float], float], *, points: int = 20, lr: float = 0.2, **told: Any) -> Evidence:
@@ -235,7 +230,7 @@ def bowl_shaped(runs: Sequence[Evidence]) -> Verdict:
         _part("bend of e_1 against e_3", found, lambda s: bend(s, 1) - bend(s, 3)),
         _part("bend of e_3 against e_5", found, lambda s: bend(s, 3) - bend(s, 5)),
     ]
-    details = {"bend": {f"e{i}": _average([bend(s, i) for s in found]) for i in (1, 3, 5)}}
+    details = {"bend": {f"e{i}": average([bend(s, i) for s in found]) for i in (1, 3, 5)}}
     return joint("S9", parts, place=place(found), details=details)
 
 
