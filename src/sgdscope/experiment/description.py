@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -71,6 +71,11 @@ class Model(Named):
     """The network by name; every further key is an option of it."""
 
 
+def _refuse_foreign(options: Iterable[str], known: set[str]) -> None:
+    if foreign := [key for key in options if key not in known]:
+        raise PydanticCustomError("foreign_option", "unknown key", {"keys": foreign, "known": sorted(known)})
+
+
 def walker_options(name: str, base: Any = None) -> set[str]:
     """The options that a walker takes, those of the walker that it wraps included.
 
@@ -115,9 +120,8 @@ class Phase(Part):
 
     @model_validator(mode="after")
     def _known_options(self) -> Phase:
-        foreign = [key for key in self.model_extra or {} if key not in self.known]
-        if foreign and self.walker in walkers:
-            raise PydanticCustomError("foreign_option", "unknown key", {"keys": foreign, "known": sorted(self.known)})
+        if self.walker in walkers:
+            _refuse_foreign(self.model_extra or {}, self.known)
         return self
 
     @property
@@ -219,9 +223,7 @@ class Ensemble(Named):
 
     @model_validator(mode="after")
     def _known_options(self) -> Ensemble:
-        known = {*Ensemble.model_fields, *(ensembles[self.name].ranges if self.name in ensembles else ())}
-        if foreign := [key for key in self.options if key not in known]:
-            raise PydanticCustomError("foreign_option", "unknown key", {"keys": foreign, "known": sorted(known)})
+        _refuse_foreign(self.options, {*Ensemble.model_fields, *(ensembles[self.name].ranges if self.name in ensembles else ())})
         return self
 
 
@@ -237,9 +239,8 @@ class Service(Named):
 
     @model_validator(mode="after")
     def _known_options(self) -> Service:
-        known = {"name", "seed", *ensembles[self.name].ranges} - {"nodes", "updates"}  # these follow from data and phases
-        if foreign := [key for key in self.options if key not in known]:
-            raise PydanticCustomError("foreign_option", "unknown key", {"keys": foreign, "known": sorted(known)})
+        follow = {"nodes", "updates"}  # from data and phases
+        _refuse_foreign(self.options, {"name", "seed", *ensembles[self.name].ranges} - follow)
         return self
 
 
