@@ -227,7 +227,7 @@ class Loop:
         return records
 
     def whereabouts(self) -> dict[str, float]:
-        """What a walk says at the update at hand: its visit, the most privacy a record spends, how many left their body so far."""
+        """What a walk says at the update at hand: its visit, the most privacy a record spends, updates brought back so far."""
         told = {} if self.line is None else asdict(self.line.visit(self.step))
         ledger = getattr(self._walker, "ledger", None)
         if ledger is not None and ledger.limit is not None:
