@@ -32,7 +32,7 @@ from sgdscope.escapes import (
     occupation,
     scaling,
 )
-from sgdscope.escapes.run import _occupied, _Walkers
+from sgdscope.escapes.run import _Walkers, occupied
 from sgdscope.statistics import exponential_rate, exponentiality
 from sgdscope.theory.passage import mean_passage_time
 
@@ -338,7 +338,7 @@ def test_occupation_is_the_zero_flux_law():
 
 
 def test_odds_of_the_walkers_shares_by_hand():
-    found = _occupied(np.array([0.1, 0.3, 0.2, 0.4]), 7.0)
+    found = occupied(np.array([0.1, 0.3, 0.2, 0.4]), 7.0)
     assert found.log_odds == pytest.approx(np.log(1 / 3))
     assert found.stderr == pytest.approx(np.sqrt(0.05 / 3) / 2 / (0.25 * 0.75))
     assert found.crossings == pytest.approx(7.0)

@@ -4,7 +4,7 @@ from sgdscope.escapes.fits import LAWS, Fit, Hypotheses, Point, hypotheses, line
 from sgdscope.escapes.networks import Network, largest_against_rest
 from sgdscope.escapes.noises import Minibatch, Noise, Prescribed, Shaped, White, hessian_noise
 from sgdscope.escapes.potentials import Potential, Raised, Rescaled, Tang, Trough, Wells
-from sgdscope.escapes.run import Occupation, Waiting, escape, occupation
+from sgdscope.escapes.run import Occupation, Waiting, escape, occupation, occupied
 from sgdscope.escapes.valleys import Box, LossLevel, Threshold, Valley
 
 __all__ = [
@@ -36,5 +36,6 @@ __all__ = [
     "largest_against_rest",
     "line",
     "occupation",
+    "occupied",
     "scaling",
 ]

@@ -344,11 +344,22 @@ def occupation(
             before = now
     if not torch.isfinite(group.thetas).all():
         raise ArgumentError(f"lr: a walker diverged at lr = {lr:g}; lower it or the noise")
-    return _occupied(within.numpy() / (updates - burnt), float(crossings.mean()))
+    return occupied(within.numpy() / (updates - burnt), float(crossings.mean()))
 
 
-def _occupied(shares: NDArray[np.float64], crossings: float) -> Occupation:
-    """Log odds of the mean share, with the delta method; the two halves began on either side."""
+def occupied(shares: NDArray[np.float64], crossings: float) -> Occupation:
+    """From the share of its time that each walker spent inside to the log odds, with the delta method.
+
+    log odds = log(p / (1 - p)) with p the mean share, stderr = std(shares) / sqrt(W) / (p (1 - p)) with n - 1 in std;
+    apart = (log odds of the first half - those of the second) / sqrt(stderr_1^2 + stderr_2^2).
+
+    Args:
+        shares: [W], in [0, 1], W >= 4; the first half are the walkers that began inside, the second the others.
+        crossings: passages a walker.
+
+    Returns:
+        The occupation; infinite log odds and error where one side was never visited, `apart` where its error is 0 or infinite.
+    """
     half = len(shares) // 2
 
     def odds(part: NDArray[np.float64]) -> tuple[float, float]:

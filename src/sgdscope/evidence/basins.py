@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import ceil, inf, log, nan, sqrt
+from math import ceil, log, nan, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +102,8 @@ def study_basins(description: Mapping[str, Any], folder: Path, data_dir: Any) ->
 def _between(description: Mapping[str, Any]) -> dict[str, Any]:
     potential, n, lr = Basins(**description["basins"]), float(description["temperature"]), float(description["lr"])
     shares, crossings = _shares(potential, n, lr, description)
-    half = len(shares) // 2
-    value, _ = _odds(shares)
-    (a, error_a), (b, error_b) = _odds(shares[:half]), _odds(shares[half:])
-    scale = sqrt(error_a**2 + error_b**2)
-    told = {"log_odds": value, "apart": (a - b) / scale if 0 < scale < inf else inf, "crossings": crossings}
+    found = escapes.occupied(shares, crossings / len(shares))
+    told = {"log_odds": found.log_odds, "apart": found.apart, "crossings": crossings}
     told |= {"gibbs": theory.log_odds(*potential.both(), temperatures=n).value, "sharpness": potential.sharpness()}
     told |= {"threshold": theory.noise_threshold(*potential.both()).value, "exact": exact_odds(potential, n, lr)}
     return {name: v if np.isfinite(v) else None for name, v in told.items()}
@@ -132,14 +129,6 @@ def _shares(potential: Basins, n: float, lr: float, description: Mapping[str, An
         crossings += (now != seen).sum()
         seen = now
     return np.asarray((left / (updates - updates // 2)).numpy()), float(crossings)
-
-
-def _odds(shares: Array) -> tuple[float, float]:
-    """Log odds of the mean share, and its standard error by the scatter of walkers."""
-    p = float(shares.mean())
-    if not 0 < p < 1:
-        return (inf if p else -inf), inf
-    return log(p / (1 - p)), float(shares.std(ddof=1)) / sqrt(len(shares)) / (p * (1 - p))
 
 
 def exact_odds(potential: Basins, n: float, lr: float) -> float:
