@@ -220,3 +220,8 @@ def test_a_run_without_updates_cannot_be_diagnosed(sgdscope):
     Recorder("still", model, torch.optim.SGD(model.parameters(), lr=0.1)).close()
     code, out, err = sgdscope("diagnose", "still", "--surface", "json:loads")
     assert (code, out, "expected a run with updates, still has none" in err) == (2, "", True), err
+
+
+def test_the_package_is_a_command_too():
+    shown = subprocess.run([sys.executable, "-m", "sgdscope", "--help"], capture_output=True, text=True, check=True)
+    assert "A microscope for SGD" in shown.stdout

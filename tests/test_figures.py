@@ -192,7 +192,8 @@ def test_height_against_lr_has_one_point_a_window():
     np.testing.assert_array_equal(figure.data[0].y, [0.04, 0.02])
     np.testing.assert_allclose(figure.data[1].x, [0.5 / 1.03, 0.5], rtol=1e-12)
     np.testing.assert_allclose(figure.data[1].error_y.array, [0.004 * 1.96, 0.003 * 1.96], rtol=1e-4)
-    assert list(figure.data[1].marker.symbol) == ["circle-open", "circle"]
+    assert [list(trace.marker.symbol) for trace in figure.data] == [["circle-open", "circle"], ["square-open", "square"]]
+    assert figure.data[1].text[1].endswith("lr 0.5, height 0.0200 [0.0141, 0.0259]")  # 1.96 x 0.003
     assert (figure.layout.xaxis.type, figure.layout.yaxis.type) == ("log", "log")
 
 
@@ -209,6 +210,12 @@ def test_heights_within_rounding_are_left_out_and_counted(height, rounding):
 def test_no_height_at_all_is_an_error():
     with pytest.raises(NotAvailableError, match="measure the quantity 'valley'"):
         figures.height_against_lr([Evidence({}, descend(0.2).steps, {})])
+
+
+def test_runs_are_told_apart_without_their_colours():
+    figure = figures.distance_law([descend(0.2), descend(0.5)])
+    walked = [trace for trace in figure.data if trace.mode == "lines+markers"]
+    assert [trace.marker.symbol for trace in walked] == ["circle", "square"]
 
 
 def test_floor_position_has_one_box_a_run_and_marks_one_half():

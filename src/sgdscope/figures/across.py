@@ -15,6 +15,7 @@ from sgdscope.figures.look import (
     MOST_POINTS,
     NEUTRAL,
     PALETTE,
+    SYMBOLS,
     Z95,
     Array,
     column,
@@ -57,7 +58,7 @@ def height_against_lr(evidence: Sequence[Evidence]) -> go.Figure:
     figure = go.Figure()
     for index, (name, rows) in enumerate(groups.items()):
         lr, height, error, text, latest = (np.array(each) for each in zip(*rows, strict=True))
-        colour = PALETTE[index % len(PALETTE)]
+        colour, symbol = PALETTE[index % len(PALETTE)], SYMBOLS[index % len(SYMBOLS)]
         figure.add_trace(
             go.Scatter(
                 x=lr,
@@ -66,7 +67,7 @@ def height_against_lr(evidence: Sequence[Evidence]) -> go.Figure:
                 mode="markers",
                 name=html.escape(name),
                 text=text,
-                marker={"size": 9, "color": colour, "symbol": np.where(latest, "circle", "circle-open")},
+                marker={"size": 9, "color": colour, "symbol": np.where(latest, symbol, f"{symbol}-open")},
                 hovertemplate="%{text}<extra></extra>",
             )
         )
@@ -176,6 +177,9 @@ def distance_law(evidence: Sequence[Evidence]) -> go.Figure:
             continue
         name = html.escape(name_of(item))
         _law(figure, (t, distance), name, (PALETTE[index % len(PALETTE)], "solid"))
+        figure.data[-1].update(
+            mode="lines+markers", marker={"symbol": SYMBOLS[index % len(SYMBOLS)], "size": 7, "maxdisplayed": 12}
+        )
         for label, fitted, dash in _fits(item, t, distance):
             _law(figure, (t, fitted), f"{name}: {label}", (PALETTE[index % len(PALETTE)], dash))
     if not figure.data:

@@ -17,6 +17,7 @@ from sgdscope.figures.look import (
     ORANGE,
     PALETTE,
     PURPLE,
+    SYMBOLS,
     Array,
     bars,
     column,
@@ -218,17 +219,19 @@ def alignment(sharpest: xr.Dataset | None) -> go.Figure:
     k, at = data.sizes["rank"], data["step"].values
     ranks = {k: "solid"} | ({1: "dot"} if k > 1 else {})
     figure = go.Figure()
-    for name, label, colour in SHARES:
+    for (name, label, colour), symbol in zip(SHARES, SYMBOLS, strict=False):
         for rank, dash in ranks.items():
             share, error = _of_rank(data, name, rank), bars(_of_rank(data, f"{name}_stderr", rank))
             if np.isfinite(share).any():
                 told = f"{label} in e<sub>1</sub>" + (f"…e<sub>{rank}</sub>" if rank > 1 else "")
-                style = {"name": told, "line": {"color": colour, "width": 1.5, "dash": dash}, "marker": {"size": 5}}
+                mark = {"size": 6, "symbol": symbol}
+                style = {"name": told, "line": {"color": colour, "width": 1.5, "dash": dash}, "marker": mark}
                 figure.add_trace(go.Scatter(x=at, y=share, error_y=error, mode="lines+markers", hovertemplate=SHARE, **style))
     if not figure.data:
         raise NotAvailableError("no share of a gradient or update in the sharpest directions is known at any measured point")
-    for rank in ranks:
-        chance, line = np.full(len(at), data["share_chance"].values[rank - 1]), {"color": GREY, "width": 1.5, "dash": "dash"}
+    for rank, dash in ranks.items():
+        own = "dash" if dash == "solid" else dash
+        chance, line = np.full(len(at), data["share_chance"].values[rank - 1]), {"color": GREY, "width": 1.5, "dash": own}
         style = {"name": f"chance, {rank} / P", "line": line, "marker": {"size": 1}, "hovertemplate": SHARE}
         figure.add_trace(go.Scatter(x=at, y=chance, mode="lines+markers", **style))
     dress(figure, height=440)

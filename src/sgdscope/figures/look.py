@@ -17,6 +17,7 @@ from sgdscope.records import NONFINITE
 
 Array = NDArray[Any]
 PALETTE = ("#2f86c5", "#d9600f", "#109e75", "#c46fa0", "#d99a00", "#56b4e9", "#8a8a8a")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross")  # beside the colours, for those who see none
 LIGHT, GREY = PALETTE[5:]
 BLUE, ORANGE, GREEN, PURPLE = PALETTE[:4]
 ALARM = "#e0303a"

@@ -13,7 +13,7 @@ from sgdscope.contracts import Evidence
 from sgdscope.errors import NotAvailableError
 from sgdscope.evidence.endpoints import last_accuracy
 from sgdscope.evidence.sharpness import path
-from sgdscope.figures.look import PALETTE, dress, log_axis, name_of
+from sgdscope.figures.look import PALETTE, SYMBOLS, dress, log_axis, name_of
 from sgdscope.figures.series import user_series
 
 ENDS = "%{text}<br>λ<sub>1</sub> %{x:.4g}, accuracy %{y:.2%}<extra></extra>"
@@ -60,10 +60,11 @@ def sharpness_paths(evidence: Sequence[Evidence]) -> go.Figure:
     if not found:
         raise NotAvailableError("the curvature was measured in no run: sgdscope measure RUN curvature gives it")
     labels = [_label(item, nudged(evidence)) for item, _ in found]
-    colours = {label: PALETTE[place % len(PALETTE)] for place, label in enumerate(dict.fromkeys(labels))}
+    looks = {label: place % len(PALETTE) for place, label in enumerate(dict.fromkeys(labels))}
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.05, row_heights=[0.6, 0.4])
     for place, ((item, way), label) in enumerate(zip(found, labels, strict=True)):
-        style = {"line": {"color": colours[label], "width": 1.6}, "marker": {"size": 5}, "legendgroup": label, "name": label}
+        mark = {"size": 6, "symbol": SYMBOLS[looks[label]]}
+        style = {"line": {"color": PALETTE[looks[label]], "width": 1.6}, "marker": mark, "legendgroup": label, "name": label}
         text = html.escape(name_of(item))
         for row, values in enumerate((way.values, way.losses), start=1):
             hover = f"{text}, update %{{x}}: %{{y:.4g}}<extra></extra>"
