@@ -5,12 +5,14 @@ from sgdscope.escapes.networks import Network, largest_against_rest
 from sgdscope.escapes.noises import Minibatch, Noise, Prescribed, Shaped, White, hessian_noise
 from sgdscope.escapes.potentials import Potential, Raised, Rescaled, Tang, Trough, Wells
 from sgdscope.escapes.run import Occupation, Waiting, escape, occupation, occupied
+from sgdscope.escapes.search import Found, bisect, median_wait
 from sgdscope.escapes.valleys import Box, LossLevel, Threshold, Valley
 
 __all__ = [
     "LAWS",
     "Box",
     "Fit",
+    "Found",
     "Hypotheses",
     "LossLevel",
     "Minibatch",
@@ -30,11 +32,13 @@ __all__ = [
     "Waiting",
     "Wells",
     "White",
+    "bisect",
     "escape",
     "hessian_noise",
     "hypotheses",
     "largest_against_rest",
     "line",
+    "median_wait",
     "occupation",
     "occupied",
     "scaling",
