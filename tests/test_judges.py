@@ -5,6 +5,7 @@ import pytest
 import xarray as xr
 
 from sgdscope.contracts import Evidence, claims
+from sgdscope.evidence.parts import Held, Part
 from sgdscope.evidence.windows import windows_of
 
 N = 60
@@ -236,3 +237,8 @@ def test_w10_asks_for_an_excess(floor, raw, answer):
     assert found.statistic == pytest.approx(floor)
     below = Evidence(run.settings, run.steps, run.measured, {"floor": run.extra["floor"] | {"noise_floor": 1e-3}})
     assert judged("W10", below).statistic == 0  # 1e-3 is below three noise floors
+
+
+def test_a_part_is_told_in_the_notation_of_all_numbers():
+    held = Held(Part("share over chance", [], 10.0), 1351.0, (1092.0, 1664.0), 5, "supported", 2.0)
+    assert str(held) == "share over chance 1350 [1090, 1660] (claimed > 10)"

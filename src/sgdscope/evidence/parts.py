@@ -12,6 +12,7 @@ import numpy as np
 from sgdscope import statistics
 from sgdscope.contracts import Answer, Verdict
 from sgdscope.evidence.windows import decide, weakest
+from sgdscope.notation import number, with_interval
 
 RUNS = 3  # from so many runs on a run is the unit; below, its measured points are, by the block bootstrap
 PAIRS = 5  # units over which a number is compared with a threshold
@@ -87,7 +88,7 @@ class Held:
         """The number with its interval, in words."""
         low, high = self.interval
         side = ">" if self.part.above else "<"
-        return f"{self.part.text} {self.mean:.3g} [{low:.3g}, {high:.3g}] (claimed {side} {self.threshold:.3g})"
+        return f"{self.part.text} {with_interval(self.mean, low, high)} (claimed {side} {number(self.threshold)})"
 
 
 def equal(text: str, units: Sequence[Any], middle: float, margin: float, *, logs: bool = False) -> list[Part]:
