@@ -30,8 +30,8 @@ def a_walk(updates=130):
 
 
 def test_a_dataset_cannot_take_the_place_of_a_claims_own_surfaces():
-    with pytest.raises(ArgumentError, match="dataset: X10 brings surfaces or data of its own, which 'wine' cannot replace"):
-        checks.check(["X10"], dataset="wine")
+    with pytest.raises(ArgumentError, match="dataset: X13 brings surfaces or data of its own, which 'wine' cannot replace"):
+        checks.check(["X13"], dataset="wine")
     with pytest.raises(ArgumentError, match="experiment: X10 walk in another way"):
         checks.check(["X10"], experiment=lambda seed: seed)
 

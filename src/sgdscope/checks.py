@@ -20,6 +20,7 @@ from sgdscope.datasets import Dataset, load
 from sgdscope.errors import ArgumentError, SgdscopeError, unknown
 from sgdscope.evidence.protocols import fitted, transfer
 from sgdscope.evidence.released import series
+from sgdscope.evidence.waiting_tables import on_table, tabled
 from sgdscope.evidence.windows import gather
 from sgdscope.experiment import Experiment, load_toml, parts, run, surface_of
 from sgdscope.files import plain
@@ -115,7 +116,8 @@ def check(
         engine: backend of joblib.
         jobs: how many experiments at a time; None for one a core.
         dataset: name or CSV file in place of the preset's data; label noise stays. On small data all batch sizes are halved
-            until the largest of the claims' (4 x the preset's) is at most half of the examples.
+            until the largest of the claims' (4 x the preset's) is at most half of the examples. In claims on escapes it is the
+            table of their networks, alone, with the noise found by bisection (`evidence.waiting_tables`); they need a network.
         data_dir: folder of the real data files.
         out: folder for the runs, which a later check goes on from; a temporary one if None.
         progress: called with a sentence and the share that is done.
@@ -311,7 +313,9 @@ def _plan(
     plan: Plan = {}
     for entry in wanted:
         asked_for = entry.experiments[preset](seed)
-        if dataset is not None and not any("data" in description for description in asked_for):
+        if dataset is not None and tabled(asked_for):
+            asked_for = on_table(asked_for, dataset, data_dir, preset)
+        elif dataset is not None and not any("data" in description for description in asked_for):
             raise ArgumentError(f"dataset: {entry.id} brings surfaces or data of its own, which '{dataset}' cannot replace")
         for description in asked_for:
             asked = transfer(description, base, preset) if base else description

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import log, nan
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,13 @@ def potential_of(description: Mapping[str, Any], data_dir: Any = None) -> escape
         return escapes.Wells(**options) if offset is None else escapes.Raised(escapes.Wells(**options), offset)
     if kind == "tang":
         return escapes.Tang(**options)
-    return _network(options, int(description["seed"]), data_dir)
+    return _network(json.dumps(options, sort_keys=True), int(description["seed"]), None if data_dir is None else str(data_dir))
 
 
-def _network(options: Mapping[str, Any], seed: int, data_dir: Any) -> escapes.Network:
+@lru_cache(maxsize=16)
+def _network(told_options: str, seed: int, data_dir: str | None) -> escapes.Network:
+    """The settled network; the settings of one seed share it, since settling takes as long as a walk."""
+    options: Mapping[str, Any] = json.loads(told_options)
     data = load(options["dataset"], data_dir, train=options.get("train"), clip=options.get("clip"))
     labels = escapes.largest_against_rest(data.y)
     told = dict(options["model"])
@@ -264,7 +268,7 @@ def by_seed(runs: Sequence[Evidence], least: int = LEAST) -> dict[str, dict[int,
 
 def _kind(run: Evidence) -> str:
     potential = dict(run.settings["potential"])
-    words = [v for v in potential.values() if isinstance(v, str)] + [str(potential.get("model", {}).get("name", ""))]
+    words = [Path(v).name for v in potential.values() if isinstance(v, str)] + [str(potential.get("model", {}).get("name", ""))]
     return " ".join(word for word in (*words, run.settings["noise"]["kind"]) if word)
 
 

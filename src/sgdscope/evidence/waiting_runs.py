@@ -27,14 +27,18 @@ SIZES: Mapping[str, Setting] = {
 # is wider here and learning rates such that B = 1 takes some 500 updates, found by trial on one seed. Weight decay gives the
 # separable tables a minimum.
 RADIUS = 0.2
-TABLES: Mapping[str, Setting] = {"banknote": {}, "avila": {"clip": 5.0}, "sensorless_head": {"clip": 5.0}}
+TABLES: Mapping[str, Setting] = {
+    "breast_cancer": {"clip": 5.0}, "banknote": {}, "avila": {"clip": 5.0}, "sensorless_head": {"clip": 5.0}
+}  # fmt: skip
+BUNDLED = ("breast_cancer",)  # the table of ``quick``, which comes with the package
 MODELS: Mapping[str, Setting] = {
     "logistic": {"name": "logistic"},
     "mlp": {"name": "mlp", "hidden": [16], "activation": "tanh"},
 }
-
-
+# The unit of each sweep: the learning rate of batches of one example, by trial; of the bundled table by `waiting_tables.sought`,
+# as are the temperature of white noise and its learning rate.
 LR: Mapping[tuple[str, str], float] = {
+    ("breast_cancer", "logistic"): 0.0717,
     ("banknote", "logistic"): 0.11,
     ("banknote", "mlp"): 0.13,
     ("avila", "logistic"): 0.018,
@@ -113,16 +117,17 @@ def presets(quick: Sequence[Setting], networks: Sequence[Setting] | None = None)
 
     Args:
         quick: settings on potentials.
-        networks: settings on networks: all that ``standard`` runs, and beside the potentials in ``paper``; the potentials
-            alone if None.
+        networks: settings on networks: those on the bundled table beside the potentials in ``quick``, those on the others
+            alone in ``standard`` and beside the potentials in ``paper``; the potentials alone if None.
 
     Returns:
         Preset -> seed -> descriptions; equal settings have equal descriptions, so that claims share them.
     """
 
     def of(preset: str) -> Runs:
-        told = networks or []
-        settings = [*told] if preset == "standard" and told else [*quick, *(told if preset == "paper" else [])]
+        bundled = preset == "quick"
+        told = [s for s in networks or [] if (s["potential"]["dataset"] in BUNDLED) == bundled]
+        settings = told if preset == "standard" and told else [*quick, *told]
 
         def runs(seed: int) -> list[Setting]:
             return [described(preset, 1000 * seed + s, chosen) for s in range(SEEDS) for chosen in settings]
@@ -180,8 +185,19 @@ NETWORK_RATE = _of_networks(lambda lr: [(1, f * lr, 1.0) for f in (0.7, 0.85, 1.
 NETWORK_RATIO = _of_networks(lambda lr: [(b, b * lr, 1.0) for b in (1, 2, 4)])
 
 # White noise leaves a box along the flattest direction, so that one network is asked, with a weight decay that gives every
-# direction a curvature: lr D over decay, the variance there, is a fraction of the squared radius.
-BANKNOTE = {"kind": "network", "dataset": "banknote", "model": MODELS["logistic"], "decay": 0.05}
-WHITE = {"potential": BANKNOTE | {"settle": {"updates": 2000, "lr": 0.1}}, "valley": {"kind": "box", "radius": RADIUS}}
-NETWORK_WHITE_SHARPNESS = [setting(WHITE, white(0.00028), 0.5, k, walkers=100) for k in (0.7, 1.0, 1.4, 2.0)]
-NETWORK_TEMPERATURE = [setting(WHITE, white(d), 0.5, walkers=100) for d in (0.00025, 0.00028, 0.00032, 0.00037)]
+# direction a curvature: D over decay, the variance there, is a fraction of the squared radius.
+DIFFUSION: Mapping[str, tuple[float, float]] = {"breast_cancer": (0.000166, 0.263), "banknote": (0.00028, 0.5)}  # D, lr
+
+
+def _of_white(settings: Sequence[tuple[float, float]]) -> list[Setting]:
+    """For each table (D over its own, k)."""
+    found = []
+    for table, (diffusion, lr) in DIFFUSION.items():
+        potential = {"kind": "network", "dataset": table, **TABLES[table], "model": MODELS["logistic"], "decay": 0.05}
+        base = {"potential": potential | {"settle": {"updates": 2000, "lr": 0.1}}, "valley": {"kind": "box", "radius": RADIUS}}
+        found += [setting(base, white(round(f * diffusion, 12)), lr, k, walkers=100) for f, k in settings]
+    return found
+
+
+NETWORK_WHITE_SHARPNESS = _of_white([(1.0, k) for k in (0.7, 1.0, 1.4, 2.0)])
+NETWORK_TEMPERATURE = _of_white([(d / 28, 1.0) for d in (25, 28, 32, 37)])

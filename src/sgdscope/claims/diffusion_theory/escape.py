@@ -2,7 +2,8 @@
 
 Thresholds were written before any run. Of the paper no body could be read: the laws are those of the specification (sections
 1.2 to 1.4), margins are this project's, said on their line. A setting is judged by its waiting times over its walkers, and
-the seeds are the independent units.
+the seeds are the independent units. X5 to X10 ask wells, the Styblinski-Tang function and, in ``quick``, logistic regression on
+one bundled table; with ``dataset`` that table's place is taken, and the networks on it are asked alone. Every kind must hold.
 
 Two of the laws are one walk in other units: theta' = sqrt(k) theta turns SGD on L_k with learning rate lr into SGD on L with
 k lr, batch noise included, and white noise of one D likewise. So X5 and X7 ask one question of SGD, and X9 holds up to the
