@@ -11,6 +11,7 @@ from torch import nn
 from sgdscope import landscapes, models
 from sgdscope.errors import ArgumentError, SurfaceError
 from sgdscope.surface import LossSurface
+from sgdscope.surface.gradients import squares
 from test_surface import (
     NETS,
     Recurrent,
@@ -110,6 +111,19 @@ def test_streamed_rows_are_the_whole_and_hold_the_memory(memory):
     assert [len(p) for p in pieces] == {1: [1] * N, 2**26: [N]}.get(memory, [5, 5, 5, 2])
     close(torch.cat(pieces), whole, tolerance=1e-13)
     assert not torch.equal(whole[0], whole[1])
+
+
+@pytest.mark.parametrize("size", [1, 63, 64, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_squares_are_those_of_float64(size, dtype):
+    scales = torch.tensor([1e-35, 1e-12, 0.3, 1.0, 4e3, 1e25], dtype=torch.float64)
+    rows = (scales[:, None] * torch.randn(6, size, dtype=torch.float64, generator=torch.Generator().manual_seed(2))).to(dtype)
+    rows[3] = 0
+    exact = rows.double().square().sum(1)
+    assert (exact[[0, 1, 2, 4, 5]] > 0).all()
+    torch.testing.assert_close(squares(rows), exact, rtol=1e-14 if dtype == torch.float64 else 3e-7, atol=0)
+    rows[1, 0] = torch.nan
+    assert squares(rows).isnan().tolist() == [False, True, False, False, False, False]
 
 
 def test_rows_that_do_not_fit_are_refused():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,15 @@ from sgdscope.surface.proof import SEED, generic_point
 from sgdscope.vector import whole_indices
 
 GradientWay = Literal["vmap", "loop"]
+T = TypeVar("T")
+Work = Callable[[GradientWay, Any, int], T]  # how rows are had, a batch, its size
 ROW_MEMORY, CUDA_ROW_MEMORY = 2**30, 8 * 2**30  # bytes of rows that are returned whole
 CHUNK_MEMORY, CUDA_CHUNK_MEMORY = 2**26, 2**30  # bytes at work on a chunk
 COPIES = 3  # of a chunk's rows at one time: parameter by parameter, joined, and the one before in the caller's hands
 PROBE = 8  # examples of the proof
+LANES = 64  # squares that are summed in the dtype of the rows before float64
+SQUARES = 1e-20, 1e30  # sums of squares beyond which those of float32 may have left its range
+WIDENED = 2**16  # numbers that are widened to float64 at a time
 
 
 class _Caller(nn.Module):
@@ -42,18 +47,45 @@ def _row(batch: Any, i: int) -> Any:
     return map_tensors(lambda tensor: tensor[i : i + 1], batch)
 
 
-def rows_by_loop(net: PrivateModel, batch: Any, size: int) -> Tensor:
+def squares(rows: Tensor) -> Tensor:
+    """Sum the squares of each row: 64 at a time in the dtype of the rows, these sums in float64.
+
+    A row of float32 whose sum lies outside 1e-20 to 1e30, where single squares may leave its range, is summed in float64 alone.
+
+    Args:
+        rows: [n, p], float32 or float64.
+
+    Returns:
+        [n] float64; of float32 to about 1e-8 of the sum.
+
+    Example:
+        >>> [f"{value:.6g}" for value in squares(torch.tensor([[3.0, 4.0], [1e-30, 2e-30]])).tolist()]
+        ['25', '5e-60']
+    """
+    blocks = rows.shape[1] // LANES
+    head, tail = rows[:, : blocks * LANES].reshape(len(rows), blocks, LANES), rows[:, None, blocks * LANES :]
+    sums: Tensor = torch.linalg.vector_norm(head, dim=2).double().square().sum(1)
+    sums += torch.linalg.vector_norm(tail, dim=2).double().square().sum(1)
+    if rows.dtype != torch.float64:
+        lost = (~((sums > SQUARES[0]) & (sums < SQUARES[1]))).nonzero()[:, 0]
+        for few in torch.split(lost, max(1, WIDENED // max(1, rows.shape[1]))):
+            sums[few] = rows[few].double().square().sum(1)
+    return sums
+
+
+def rows_by_loop(net: PrivateModel, batch: Any, size: int, out: Tensor | None = None) -> Tensor:
     """Differentiate the loss of each example, one backward pass each.
 
     Args:
         net: the private model, placed and in its mode; gradients are recorded.
         batch: a batch.
         size: its number of examples.
+        out: where the rows are written, [size, P]; None for a new tensor.
 
     Returns:
         [size, P] in the layout's storage dtype.
     """
-    rows = torch.zeros(size, net.layout.size, dtype=net.layout.storage_dtype, device=net.device)
+    rows = _blank(net, size).zero_() if out is None else out.zero_()
     for i in range(size):
         for where, part in zip(net.layout.slices, net.gradient(net.call(_row(batch, i), 1).reshape(())), strict=True):
             if part is not None:
@@ -61,8 +93,30 @@ def rows_by_loop(net: PrivateModel, batch: Any, size: int) -> Tensor:
     return rows
 
 
-def rows_by_vmap(net: PrivateModel, batch: Any, size: int) -> Tensor:
+def rows_by_vmap(net: PrivateModel, batch: Any, size: int, out: Tensor | None = None) -> Tensor:
     """Differentiate the losses of all examples at once.
+
+    Args:
+        net: as in `rows_by_loop`.
+        batch: a batch.
+        size: its number of examples.
+        out: as in `rows_by_loop`.
+
+    Returns:
+        [size, P] in the layout's storage dtype.
+    """
+    rows = _blank(net, size) if out is None else out
+    for where, part in zip(net.layout.slices, parts_by_vmap(net, batch, size), strict=True):
+        rows[:, where] = part
+    return rows
+
+
+def _blank(net: PrivateModel, size: int) -> Tensor:
+    return torch.empty(size, net.layout.size, dtype=net.layout.storage_dtype, device=net.device)
+
+
+def parts_by_vmap(net: PrivateModel, batch: Any, size: int) -> list[Tensor]:
+    """Differentiate the losses of all examples at once, without joining the parameters' parts.
 
     Args:
         net: as in `rows_by_loop`.
@@ -70,7 +124,7 @@ def rows_by_vmap(net: PrivateModel, batch: Any, size: int) -> Tensor:
         size: its number of examples.
 
     Returns:
-        [size, P] in the layout's storage dtype.
+        [size, p] of each parameter of the layout, in its dtype.
     """
     caller = _Caller(net)
     names = {id(parameter): name for name, parameter in caller.named_parameters()}
@@ -86,7 +140,7 @@ def rows_by_vmap(net: PrivateModel, batch: Any, size: int) -> Tensor:
     places = (None, *(0 for _ in leaves))
     with sdpa_kernel(SDPBackend.MATH):  # those of fused attention have no batching rule
         parts = torch.vmap(torch.func.grad(one), in_dims=places, randomness="error")(chosen, *leaves)
-    return torch.cat([parts[name].reshape(size, -1).to(net.layout.storage_dtype) for name in chosen], 1)
+    return [parts[name].reshape(size, -1) for name in chosen]
 
 
 class Parting:
@@ -231,12 +285,10 @@ class ExampleGradients(Points):
                 f"indices: {rows} gradients of {self.layout.size} parameters take {needed / 2**20:.0f} MiB, expected at most "
                 f"{room / 2**20:.0f}; name fewer examples, pass memory=, or go through surface.gradient_chunks"
             )
-        out = torch.empty(rows, self.layout.size, dtype=self.layout.storage_dtype, device=theta.device)
-        at = 0
-        for chunk in self.gradient_chunks(theta, indices, buffers, memory=memory):
-            out[at : at + len(chunk)] = chunk
-            at += len(chunk)
-        return out
+        out = _blank(self._net, rows)
+        for _ in self._chunks(theta, indices, buffers, memory=memory, out=out):
+            pass
+        return out.to(theta.device)
 
     def gradient_chunks(
         self,
@@ -263,21 +315,51 @@ class ExampleGradients(Points):
             ArgumentError: an index is out of range.
             SurfaceError: there are no single examples.
         """
-        self._check_single()
-        point, state, chosen = self._vector(theta, "theta"), self._state(buffers), self._chosen(indices)
-        room = self._room(memory, CHUNK_MEMORY, CUDA_CHUNK_MEMORY)
-        most = room // (COPIES * self.layout.size * self.layout.storage_dtype.itemsize)
-        return self._stream(point, state, torch.split(chosen, max(1, min(most, self._largest))), theta.device)
+        return (rows.to(theta.device) for rows in self._chunks(theta, indices, buffers, memory=memory))
 
-    def _stream(self, point: Tensor, state: Buffers, cuts: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
-        pull = self._decay * point.to(self.layout.storage_dtype)
-        settled: Buffers | None = None
-        for cut in cuts:
-            with undisturbed(self._net.device, grad=True):
-                make = rows_by_vmap if self._parting.ways()[0] == "vmap" else rows_by_loop
-                settled = self._settle(point, state, settled)
-                rows = make(self._net, self._batches.taken(cut), len(cut))
-            yield (rows + pull if self._decay else rows).to(device)
+    def _chunks(
+        self,
+        theta: Tensor,
+        indices: Sequence[int] | Tensor | None,
+        buffers: Buffers | None,
+        *,
+        memory: int | None,
+        out: Tensor | None = None,
+    ) -> Iterator[Tensor]:
+        """The rows a chunk at a time on the device of the model, in `out` where it is given."""
+        pull = self._decay * self._vector(theta, "theta").to(self.layout.storage_dtype)
+        places: Iterator[Tensor] = iter(())
+
+        def rows(way: GradientWay, batch: Any, size: int) -> Tensor:
+            made = (rows_by_vmap if way == "vmap" else rows_by_loop)(self._net, batch, size, next(places, None))
+            return made.add_(pull) if self._decay else made
+
+        cuts = self._cuts(indices, memory, 1 if out is not None else COPIES)
+        if out is not None:
+            places = iter(torch.split(out, [len(cut) for cut in cuts]))
+        return self._visit(theta, cuts, buffers, rows)
+
+    def _cuts(self, indices: Sequence[int] | Tensor | None, memory: int | None, copies: int) -> Sequence[Tensor]:
+        """The chosen examples in chunks of which so many copies of the rows fit."""
+        self._check_single()
+        room = self._room(memory, CHUNK_MEMORY, CUDA_CHUNK_MEMORY)
+        most = room // (copies * self.layout.size * self.layout.storage_dtype.itemsize)
+        return torch.split(self._chosen(indices), max(1, min(most, self._largest)))
+
+    def _visit(self, theta: Tensor, cuts: Sequence[Tensor], buffers: Buffers | None, work: Work[T]) -> Iterator[T]:
+        """Let work differentiate each chunk at the point; the surface may be used between them."""
+        point, state = self._vector(theta, "theta"), self._state(buffers)
+
+        def each() -> Iterator[T]:
+            settled: Buffers | None = None
+            for cut in cuts:
+                with undisturbed(self._net.device, grad=True):
+                    way = self._parting.ways()[0]
+                    settled = self._settle(point, state, settled)
+                    found = [work(way, self._batches.taken(cut), len(cut))]
+                yield found.pop()  # outside, and not kept
+
+        return each()
 
     def weighted_grad(
         self,
