@@ -286,6 +286,48 @@ def test_a_product_trace_by_signs_is_unbiased_and_says_its_error():
     assert not error
 
 
+# --- products -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+def test_products_are_those_of_the_covariance_of_all_batches(dtype):
+    generator = torch.Generator().manual_seed(8)
+    rows = (torch.randn(6, 4, dtype=F64, generator=generator) * torch.tensor([3.0, 1.0, 0.3, 2.0], dtype=F64) - 0.4).to(dtype)
+    c, vectors = Covariance(rows - rows.mean(0), population=6), torch.randn(4, 3, dtype=F64, generator=generator)
+    for batches, replacement in ((itertools.product(range(6), repeat=3), True), (itertools.combinations(range(6), 3), False)):
+        means = torch.stack([rows[list(chosen)].double().mean(0) for chosen in batches])
+        dense = torch.cov(means.T, correction=0)
+        got = c.product(vectors, batch_size=3, replacement=replacement)
+        torch.testing.assert_close(got, dense @ vectors, rtol=1e-12 if dtype == F64 else 1e-6, atol=0)
+        torch.testing.assert_close(c.product(vectors[:, 1], batch_size=3, replacement=replacement), got[:, 1])
+    estimated = Covariance(rows - rows.mean(0), mean_known=False).product(vectors[:, 0])
+    torch.testing.assert_close(estimated, torch.cov(rows.double().T) @ vectors[:, 0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        c.product(vectors), estimated.new_tensor(5 / 6) * Covariance(c.deviations, mean_known=False).product(vectors)
+    )
+
+
+def test_products_over_blocks_of_rows_are_those_of_all(monkeypatch):
+    rows = torch.randn(23, 5, dtype=F64, generator=torch.Generator().manual_seed(18))
+    monkeypatch.setattr("sgdscope.covariance.matrix.BLOCK", 20)
+    vector = torch.linspace(-0.6, 1.7, 5, dtype=F64)
+    torch.testing.assert_close(Covariance(rows).product(vector), rows.T @ rows @ vector / 23, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "options", "message"),
+    [
+        (torch.ones(4), {}, r"vectors: expected \[3\] or \[3, k\], as the deviations, got shape \(4,\)"),
+        (torch.ones(3, 1, 1), {}, "vectors: expected"),
+        (torch.ones(3), {"batch_size": 0}, "batch_size: expected an integer >= 1, got 0"),
+        (torch.ones(3), {"batch_size": 7, "replacement": False}, "batch_size: .* at most the 6 examples, got 7"),
+    ],
+)
+def test_products_refuse_what_does_not_fit(vectors, options, message):
+    with pytest.raises(ArgumentError, match=message):
+        Covariance(torch.eye(3, dtype=F64).repeat(2, 1), population=6).product(vectors, **options)
+
+
 # --- two batch sizes -------------------------------------------------------------------------------------------------------
 
 
@@ -305,6 +347,33 @@ def test_two_batch_sizes_by_hand():
     estimated = drawn.two_size_estimates(g)
     assert estimated["noise_scale"][0] == pytest.approx(traces.mean() / squares.mean(), rel=1e-12)
     assert DrawnBatches(c, drawn.weights[:2], 3).two_size_estimates(g) == {}
+
+
+def test_single_examples_need_no_products_of_pairs():
+    rows = torch.randn(11, 4, dtype=F64, generator=torch.Generator().manual_seed(6)) + 0.7
+    g = rows.mean(0)
+    c = Covariance((rows - g)[:7], population=11)
+    got, all_pairs = (d.two_sizes(g) for d in (DrawnBatches.single(c), DrawnBatches(c, np.eye(7), 1)))
+    np.testing.assert_allclose(got, all_pairs, rtol=1e-10)
+    products = (rows[:7] @ rows[:7].T).numpy()
+    assert got[1].mean() == pytest.approx((products.sum() - products.trace()) / 42, rel=1e-12)
+    assert got[1][2] == pytest.approx(
+        7 * got[1].mean() - 6 * np.delete(np.delete(products, 2, 0), 2, 1)[~np.eye(6, dtype=bool)].mean()
+    )
+    alone = Covariance(c.deviations.clone(), population=11)
+    DrawnBatches.single(alone).two_size_estimates(g)
+    assert "spectrum" not in vars(alone)
+
+
+def test_recorded_batches_are_the_unit_matrix_over_the_root_of_their_size():
+    rows = torch.randn(9, 4, dtype=F64, generator=torch.Generator().manual_seed(16))
+    c = Covariance((rows - rows.mean(0)) * 5**0.5, mean_known=False)
+    got, dense = DrawnBatches.recorded(c, 5), DrawnBatches(c, np.eye(9) / 5**0.5, 5)
+    np.testing.assert_allclose(got.lengths(), dense.lengths(), rtol=1e-10)
+    np.testing.assert_allclose(got.vectors(8), dense.vectors(8), rtol=1e-12)
+    np.testing.assert_allclose(got.vectors(8), (rows - rows.mean(0))[:8], rtol=1e-12)
+    np.testing.assert_allclose(got.two_sizes(rows.mean(0)), dense.two_sizes(rows.mean(0)), rtol=1e-10)
+    assert got.count == 9
 
 
 def test_the_estimators_from_pairs_cover_the_truth():

@@ -22,12 +22,17 @@ class DrawnBatches:
 
     Args:
         covariance: holds the deviations D [m, P].
-        weights: W [M, m].
+        weights: W [M, m], or c for c times the unit matrix: each deviation is that of a batch.
         size: B, examples a batch.
     """
 
-    def __init__(self, covariance: Covariance, weights: Array, size: int) -> None:
+    def __init__(self, covariance: Covariance, weights: Array | float, size: int) -> None:
         self.covariance, self.weights, self.size = covariance, weights, size
+
+    @property
+    def count(self) -> int:
+        """M."""
+        return self.covariance.count if isinstance(self.weights, float) else len(self.weights)
 
     @classmethod
     def draw(cls, covariance: Covariance, *, count: int, size: int, generator: torch.Generator) -> DrawnBatches:
@@ -62,7 +67,7 @@ class DrawnBatches:
         Returns:
             The batches.
         """
-        return cls(covariance, np.eye(covariance.count), 1)
+        return cls(covariance, 1.0, 1)
 
     @classmethod
     def recorded(cls, covariance: Covariance, size: int) -> DrawnBatches:
@@ -75,21 +80,25 @@ class DrawnBatches:
         Returns:
             The batches.
         """
-        return cls(covariance, np.eye(covariance.count) / math.sqrt(size), size)
+        return cls(covariance, 1 / math.sqrt(size), size)
 
     def along(self, projections: Array) -> Array:
         """The noise of each batch along directions, from d_i . v_j [m, k]: [M, k]."""
-        noise: Array = self.weights @ projections
+        noise: Array = self.weights * projections if isinstance(self.weights, float) else self.weights @ projections
         return noise
 
     def lengths(self) -> Array:
         """|g_b - g| of each batch, [M]."""
+        if isinstance(self.weights, float):
+            return self.weights * np.sqrt(self.covariance.norms)
         noise: Array = np.linalg.norm(self.weights @ self.covariance.embedding, axis=1)
         return noise
 
     def vectors(self, count: int) -> Array:
         """g_b - g of the first batches, parameter by parameter, [count or fewer, P]."""
         deviations = self.covariance.deviations
+        if isinstance(self.weights, float):
+            return np.asarray((self.weights * deviations[:count]).double().cpu())
         chosen = torch.from_numpy(self.weights[:count]).to(deviations)
         return np.asarray((chosen @ deviations).double().cpu())
 
@@ -104,7 +113,7 @@ class DrawnBatches:
             ``batch_kurtosis`` and ``batch_anderson`` [k] (NaN beyond the rank), ``batch_tail_index`` (value, standard error);
             ``parameter_kurtosis``, ``parameter_anderson``, ``parameter_tail_index`` (mean over 8 batches, standard error).
         """
-        along = np.full((len(self.weights), k), np.nan)
+        along = np.full((self.count, k), np.nan)
         vectors = self.covariance.eigenvectors(k)
         along[:, : vectors.shape[1]] = self.along(self.covariance.project(vectors))
         found = {"batch_kurtosis": kurtosis(along), "batch_anderson": anderson_darling(along)}
@@ -130,17 +139,16 @@ class DrawnBatches:
         Returns:
             (values for Tr C [M], values for |G|^2 [M]).
         """
-        m = len(self.weights)
-        along = self.weights @ np.asarray((self.covariance.deviations @ gradient.to(self.covariance.deviations)).double().cpu())
-        noises = self.weights @ self.covariance.embedding
-        products = noises @ noises.T
-        products += along[:, None] + along[None, :] + float(gradient.double().square().sum())
-        own, total = np.diag(products), float(products.sum())
-        cross = (total - own.sum()) / (m * (m - 1))
-        without = (total - 2 * products.sum(1) + own - (own.sum() - own)) / ((m - 1) * (m - 2))
-        squares = m * cross - (m - 1) * without
-        traces = self.size * (m * own.mean() - (m - 1) * ((own.sum() - own) / (m - 1)) - squares)
-        return traces, squares
+        deviations = self.covariance.deviations
+        along = self.along(np.asarray((deviations @ gradient.to(deviations)).double().cpu()))
+        square, noises = float(gradient.double().square().sum()), self.lengths() ** 2
+        if isinstance(self.weights, float):
+            between = self.weights**2 * np.asarray((deviations @ deviations.sum(0)).double().cpu())
+        else:
+            mixed = self.weights @ self.covariance.embedding
+            between = mixed @ mixed.sum(0)
+        sums = between + self.count * (along + square) + along.sum()
+        return pair_values(noises + 2 * along + square, sums, self.size)
 
     def two_size_estimates(self, gradient: Tensor) -> dict[str, tuple[float, float]]:
         """Tr C, |G|^2 and their ratio, the simple noise scale, from two batch sizes.
@@ -153,11 +161,46 @@ class DrawnBatches:
             95 % interval of the ratio, which is positive; not bounded where |G|^2 is not separated from zero. Empty below three
             batches.
         """
-        if len(self.weights) < 3:
-            return {}
-        traces, squares = self.two_sizes(gradient)
-        ratio, low, high = fieller(traces, squares, positive=True)
-        parts = {"trace": traces, "gradient_square": squares, "noise_scale": (traces - ratio * squares) / abs(squares.mean())}
-        errors = {name: float(v.std(ddof=1)) / math.sqrt(len(v)) for name, v in parts.items()}
-        values = {"trace": float(traces.mean()), "gradient_square": float(squares.mean()), "noise_scale": ratio}
-        return {name: (values[name], errors[name]) for name in values} | {"interval": (low, high)}
+        return ratio_of_sizes(*self.two_sizes(gradient)) if self.count > 2 else {}
+
+
+def pair_values(own: Array, sums: Array, size: int) -> tuple[Array, Array]:
+    """The jackknife values of `DrawnBatches.two_sizes`, without the products of all pairs.
+
+    Args:
+        own: |g_b|^2 [M], M >= 3.
+        sums: g_b . sum_c g_c [M].
+        size: B.
+
+    Returns:
+        (values for Tr C [M], values for |G|^2 [M]).
+
+    Example:
+        >>> g = np.array([[1.0, 2.0], [3.0, -1.0], [0.5, 1.0]])
+        >>> traces, squares = pair_values((g**2).sum(1), g @ g.sum(0), 1)
+        >>> round(float(squares.mean()), 9)  # (1 + 2.5 + 0.5) / 3, the mean over the pairs
+        1.333333333
+    """
+    m, total = len(own), float(sums.sum())
+    cross = (total - own.sum()) / (m * (m - 1))
+    without = (total - 2 * sums + own - (own.sum() - own)) / ((m - 1) * (m - 2))
+    squares = m * cross - (m - 1) * without
+    traces = size * (m * own.mean() - (m - 1) * ((own.sum() - own) / (m - 1)) - squares)
+    return traces, squares
+
+
+def ratio_of_sizes(traces: Array, squares: Array) -> dict[str, tuple[float, float]]:
+    """Means of jackknife values and their ratio, see `DrawnBatches.two_size_estimates`.
+
+    Args:
+        traces: values for Tr C [M].
+        squares: values for |G|^2 [M].
+
+    Returns:
+        ``trace``, ``gradient_square``, ``noise_scale``, ``interval``.
+    """
+    ratio, low, high = fieller(traces, squares, positive=True)
+    parts = {"trace": traces, "gradient_square": squares, "noise_scale": (traces - ratio * squares) / abs(squares.mean())}
+    errors = {name: float(v.std(ddof=1)) / math.sqrt(len(v)) for name, v in parts.items()}
+    values = {"trace": float(traces.mean()), "gradient_square": float(squares.mean()), "noise_scale": ratio}
+    return {name: (values[name], errors[name]) for name in values} | {"interval": (low, high)}

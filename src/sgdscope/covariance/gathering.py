@@ -64,9 +64,8 @@ def gather(
         return Gathered(None)
     chosen = None if n is None or fitting == n else torch.randperm(int(n), generator=order)[:fitting].sort().values
     rows = surface.per_example_grads(theta, chosen, buffers)
-    if not bool(torch.isfinite(rows).all()):
-        return Gathered(None, chosen)
-    return Gathered(Covariance(rows.sub_(gradient.to(rows)), population=n), chosen)
+    found = Covariance(rows.sub_(gradient.to(rows)), population=n)
+    return Gathered(found if np.isfinite(found.norms).all() else None, chosen)
 
 
 def gather_recorded(
