@@ -10,7 +10,6 @@ from torch import nn
 from sgdscope.contracts import ensembles, walkers
 
 NAMES = sorted(name for name in ensembles if hasattr(ensembles[name].cls, "combine"))
-OPTIONS = {"weighted_parallel": {"rate": 0.07}}
 
 
 def network():
@@ -37,7 +36,7 @@ def flat(model):
 def build(name, count, *, momentum=0.0, seed=5, options=None):
     models = [network() for _ in range(count)]
     members = [walkers["sgd"].cls(m.parameters(), lr=0.03, momentum=momentum) for m in models]
-    told = OPTIONS.get(name, {}) if options is None else options
+    told = ensembles[name].limit[0] if options is None else options
     return models, ensembles[name].cls(members, generator=torch.Generator().manual_seed(seed), **told)
 
 

@@ -1,4 +1,4 @@
-"""Random operations on the zarr store, held against the plain store in memory."""
+"""Random operations on each store that keeps runs on disk, held against the plain store in memory."""
 
 import tempfile
 from pathlib import Path
@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from sgdscope import files
+from sgdscope.contracts import stores
 from sgdscope.records import Header, Record, Snapshot, StepBlock
 from sgdscope.stores.memory import MemoryStore
-from sgdscope.stores.zarr import ZarrStore
 from sgdscope.vector import Layout
 
 HEADER = Header(Layout.of({"w": torch.zeros(2, 3), "b": torch.zeros(3)}), Layout.of({"m": torch.zeros(2)}), {"seed": 4})
@@ -26,18 +26,24 @@ GAPS = st.sampled_from([1, 1, 1, 2, 17])
 class Stores(RuleBasedStateMachine):
     """Both stores get the same calls; whatever is read must agree, at any time."""
 
+    cls = None
+
     def __init__(self):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name) / "run"
         self.width, files.ELEMENTS = files.ELEMENTS, 4  # a snapshot is three chunks
-        self.ours, self.plain = ZarrStore(self.path), MemoryStore()
+        self.ours, self.plain = self.cls(self.path), MemoryStore()
         self.open, self.step, self.point, self.frames = True, 0, 0, {"batches": 0, "keyframes": 0}
 
     def teardown(self):
         files.ELEMENTS = self.width
-        self.ours._held.close()
+        self.kill()
         self.folder.cleanup()
+
+    def kill(self):
+        """Let go of the lock, and do nothing else; a store without one is closed."""
+        getattr(self.ours, "_held", self.ours).close()
 
     def both(self, call, *arguments):
         for store in (self.ours, self.plain):
@@ -72,18 +78,17 @@ class Stores(RuleBasedStateMachine):
     @rule(name=st.sampled_from(["valley", "motion", "a.b"]), value=NUMBERS, length=st.integers(0, 3))
     def measure(self, name, value, length):
         data = xr.Dataset({"x": ("step", np.full(length, value), {"units": "1"})}, coords={"step": np.arange(length)})
-        ZarrStore.write_measurement(self.path, name, data)
+        self.cls.write_measurement(self.path, name, data)
         MemoryStore.write_measurement(self.plain, name, data)
 
     @precondition(lambda self: self.open)
     @rule(killed=st.booleans(), back=st.sampled_from([None, 0, 1, 5, 700, 3000]))
     def close_and_go_on(self, killed, back):
-        """A kill releases the lock and does nothing else."""
-        self.ours._held.close() if killed else self.ours.close()
+        self.kill() if killed else self.ours.close()
         self.plain.close()
         last = self.ours.read(self.path).steps.step.values
         start = None if back is None else max(0, self.step - back)
-        self.ours = ZarrStore(self.path, resume="append", start_step=start)
+        self.ours = self.cls(self.path, resume="append", start_step=start)
         self.plain = MemoryStore(self.plain, resume="append", start_step=start)
         self.both("begin", HEADER)
         if start is None:
@@ -102,7 +107,7 @@ class Stores(RuleBasedStateMachine):
     def agree(self):
         if self.plain._header is None:
             return
-        ours, plain = ZarrStore.read(self.path), self.plain.trajectory()
+        ours, plain = self.cls.read(self.path), self.plain.trajectory()
         assert self.ours.stored_steps == self.plain.stored_steps
         assert ours.header == plain.header
         assert list(ours.steps) == list(plain.steps)
@@ -112,19 +117,28 @@ class Stores(RuleBasedStateMachine):
             assert ours.theta(step).numpy().tobytes() == plain.theta(step).numpy().tobytes()
             assert ours.buffers(step)["m"].numpy().tobytes() == plain.buffers(step)["m"].numpy().tobytes()
         for kind in self.frames:
-            assert ZarrStore.record_steps(self.path, kind) == MemoryStore.record_steps(self.plain, kind)
-            for step in ZarrStore.record_steps(self.path, kind)[-2:]:
+            assert self.cls.record_steps(self.path, kind) == MemoryStore.record_steps(self.plain, kind)
+            for step in self.cls.record_steps(self.path, kind)[-2:]:
                 (a, about), (b, also) = (
-                    ZarrStore.read_record(self.path, kind, step),
+                    self.cls.read_record(self.path, kind, step),
                     MemoryStore.read_record(self.plain, kind, step),
                 )
                 assert about == also
                 assert list(a) == list(b)
                 assert all(a[name].tobytes() == b[name].tobytes() for name in a)
-        xr.testing.assert_identical(ZarrStore.measurements(self.path), MemoryStore.measurements(self.plain))
+        xr.testing.assert_identical(self.cls.measurements(self.path), MemoryStore.measurements(self.plain))
 
 
-Stores.TestCase.settings = settings(
-    max_examples=15, stateful_step_count=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+def machine(store):
+    found = type(f"{store.__name__}Operations", (Stores,), {"cls": store}).TestCase
+    found.settings = settings(
+        max_examples=15, stateful_step_count=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
+    return found
+
+
+globals().update(
+    (f"test_random_operations_on_{name}_agree_with_the_plain_store", machine(entry.cls))
+    for name, entry in stores.items()
+    if "persistent" in entry.capabilities
 )
-test_random_operations_agree_with_the_plain_store = Stores.TestCase
