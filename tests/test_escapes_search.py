@@ -60,9 +60,9 @@ def test_nothing_beyond_the_most_is_tried():
         tried.append(value)
         return inf
 
-    with pytest.raises(ArgumentError, match=r"lr: at none of 3 values.*after 100 to 2000 updates.*5: inf; change the valley"):
+    with pytest.raises(ArgumentError, match=r"lr: at none of 5 values.*after 100 to 2000 updates.*5: inf; change the valley"):
         bisect(median, 0.5, name="lr", most=5.0)
-    assert tried == [0.5, 2.0, 5.0]
+    assert tried == [0.5, 1.0, 2.0, 4.0, 5.0]
     assert bisect(lambda v: 1900.0, 0.5, name="lr", most=0.5).median > 1800
     with pytest.raises(ArgumentError, match="D: at none of 4 values"):
         bisect(lambda v: 0.0, 1.0, name="D", trials=4)

@@ -16,7 +16,7 @@ from sgdscope.escapes.valleys import Valley
 
 WITHIN = (100.0, 2000.0)  # updates, wanted of the median waiting time
 NEAR = 1.5  # factor within which the geometric mean of these two is met; a sweep then stays within them; chosen here
-STRIDE = 4.0  # factor between two trials until one is too short and one too long
+STRIDE = 2.0  # factor between two trials until one is too short and one too long
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def bisect(
 ) -> Found:
     """Find the value at which a median waiting time, which falls with it, lies within two numbers of updates.
 
-    Strides of a factor 4 from `first` until one value is too short and one too long, then bisection of the logarithm; it
+    Strides of a factor 2 from `first` until one value is too short and one too long, then bisection of the logarithm; it
     ends within a factor 1.5 of the geometric mean sqrt(low high), or after `trials` with the value nearest to that.
 
     Args:
