@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from sgdscope.cli import main
+from sgdscope.contracts import Source, WalkerEntry, ensembles
 from sgdscope.errors import ArgumentError, NotAvailableError, StoreError
 from sgdscope.experiment import Experiment, load_toml, parts, read_ensemble, run, run_ensemble, surface_of
 from sgdscope.experiment.ensembles import members, workloads
 from sgdscope.experiment.loop import Loop
 from sgdscope.experiment.running import recorded
-from sgdscope.replicas import fit_rate, weights
+from sgdscope.replicas import combined, fit_rate, weights
 from sgdscope.runs import open_trajectory
 
 DESCRIBED = {
@@ -42,6 +43,51 @@ def test_members_are_ordinary_experiments():
     assert len({m.experiment.seed for m in made}) == 3
     apart = members(described({"own_start": True}))
     assert [m.experiment.model_seed for m in apart] == [None] * 3
+
+
+class Elastic:
+    """Members of which each goes a share of the way to their mean after its update."""
+
+    def __init__(self, members, *, pull, generator=None):
+        self.members, self.pull, self.generator = members, pull, generator
+        self.replicas = [[p for group in m.param_groups for p in group["params"]] for m in members]
+        self.workloads, self.lost = [0] * len(members), set()
+
+    def step(self, active=None):
+        for i in range(len(self.members)) if active is None else active:
+            self.members[i].step()
+            self.workloads[i] += 1
+        with torch.no_grad():
+            for parts in zip(*self.replicas, strict=True):
+                mean = torch.stack(list(parts)).mean(0)
+                for p in parts:
+                    p.lerp_(mean, self.pull)
+
+    def lose(self, member):
+        self.lost.add(member)
+
+    def combine(self):
+        assert self.generator is not None
+        left = [None if i in self.lost else replica for i, replica in enumerate(self.replicas)]
+        return combined(left, self.workloads, scheme="equal")
+
+
+def test_a_further_ensemble_of_the_catalogue_is_run(tmp_path, monkeypatch):
+    entry = WalkerEntry(Elastic, Source("elastic averaging"), {"pull": "0 <= pull <= 1"}, ({"pull": 0.4}, "sgd", {}))
+    monkeypatch.setattr(ensembles, "_entries", dict(ensembles) | {"elastic": entry})
+    elastic = {pull: {"name": "elastic", "pull": pull} for pull in (0.0, 0.4)}
+    ends = {}
+    for name, told in (("apart", {"scheme": "equal"}), ("free", elastic[0.0]), ("held", elastic[0.4])):
+        out = run_ensemble(described({"workloads": [40, 20, 10]} | told), tmp_path / name)
+        ends[name] = open_trajectory(out / "average").theta(0)
+        lasts = [open_trajectory(out / f"member-{i}").theta(n) for i, n in enumerate((40, 20, 10))]
+        assert read_ensemble(out)["members"][2]["updates"] == 10
+        if name != "held":  # there, two members go on to be pulled after their last update
+            torch.testing.assert_close(ends[name], torch.stack(lasts).mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ends["free"], ends["apart"], rtol=1e-5, atol=1e-6)
+    assert (ends["held"] - ends["free"]).norm() > 1e-2 * ends["free"].norm()
+    with pytest.raises(ArgumentError, match=r"ensemble\.pul: unknown key; did you mean 'pull'"):
+        described({"name": "elastic", "pul": 0.4})
 
 
 def test_simulated_stragglers_are_drawn_from_the_seed():

@@ -144,11 +144,14 @@ class Ensemble(Protocol):
 
     members: Sequence[Any]
 
-    def step(self) -> None:
-        """One update of the members whose turn it is, from the gradients that lie in their parameters."""
+    def step(self, active: Sequence[int] | None = None) -> None:
+        """One update of the members named (all if None), each by the `step` of its walker, and what it makes them exchange."""
+
+    def lose(self, member: int) -> None:
+        """Lose a member: from here on it has no weight."""
 
     def combine(self) -> Any:
-        """What the members have to say together; its `theta` [P] is the point."""
+        """What the members have to say together, a `replicas.Combination`; its `theta` [P] is the point."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the walk from here depends on; `load_state_dict` takes it back."""

@@ -97,7 +97,7 @@ def members(experiment: Experiment, data_dir: str | Path | None = None) -> list[
     told = _ensemble(experiment)
     alone = {key: value for key, value in experiment.described().items() if key != "ensemble"}
     lengths = Loop(Experiment(**alone), data_dir).lengths
-    found, meets = [], told.options.get("mode", "simuparallel") != "simuparallel"
+    found, meets = [], _meets(told)
     for i, updates in enumerate(workloads(experiment, sum(lengths))):
         own = experiment.seed if i == 0 else derived_seed(experiment.seed, "member", i) % 2**31
         phases = _cut(experiment, lengths, max(updates, 1)) if updates < sum(lengths) else alone["phases"]
@@ -117,9 +117,15 @@ def _ensemble(experiment: Experiment) -> Ensemble:
     told = experiment.ensemble
     if told is None:
         raise ArgumentError("ensemble: expected an experiment with a table [ensemble], got one without; use run")
-    if not (isinstance(told, Ensemble) and issubclass(ensembles[told.name].cls, WeightedParallelSGD)):
+    if not (isinstance(told, Ensemble) and hasattr(ensembles[told.name].cls, "combine")):
         raise ArgumentError(f"ensemble.name: expected an ensemble of walkers, such as 'weighted_parallel', got '{told.name}'")
     return told
+
+
+def _meets(told: Ensemble) -> bool:
+    """Whether members walk together; only those of the plain parallel walk are known to meet at the end alone."""
+    plain_walk = issubclass(ensembles[told.name].cls, WeightedParallelSGD)
+    return not plain_walk or told.options.get("mode", "simuparallel") != "simuparallel"
 
 
 def _cut(experiment: Experiment, lengths: Sequence[int], updates: int) -> list[dict[str, Any]]:
@@ -182,7 +188,7 @@ def run_ensemble(
     made = members(experiment, data_dir)
     _try_options(told)
     walking = [m for m in made if m.updates]
-    if told.options.get("mode", "simuparallel") == "simuparallel":
+    if not _meets(told):
         _apart(walking, path, data_dir, jobs, engine, progress)
         combination = _combined(told, made, [_end(m, path, data_dir) for m in made], path)
     else:
@@ -238,7 +244,8 @@ def _together(
     _clear(made, path)
     loops = [start_of(m, data_dir) for m in made]
     walkers = [_Silent(loop) for loop in loops]
-    ensemble = ensembles[told.name].cls(walkers, **told.options)
+    generator = torch.Generator().manual_seed(derived_seed(experiment.seed, "ensemble"))
+    ensemble = ensembles[told.name].cls(walkers, **told.options, generator=generator)
     fastest = max(m.updates for m in made)
     with ExitStack() as stack:
         walks = [stack.enter_context(closing(recorded(loop, path / m.name))) for loop, m in zip(loops, made, strict=True)]
