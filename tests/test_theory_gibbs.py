@@ -242,3 +242,14 @@ def test_wide_steps_and_small_ones():
         theory.interval_law(np.zeros_like, 1.0, lr=1e-6)
     with pytest.raises(ArgumentError, match="gradient: expected finite"):
         theory.interval_law(lambda x: np.where(x > 0, np.nan, x), 1.0, lr=0.1)
+
+
+@pytest.mark.parametrize("dims", [0, 0.5, 2.5])
+def test_a_number_of_dimensions_is_whole_and_at_least_one(dims):
+    for refused in (
+        lambda: theory.ball_mass(dims, lr=0.01),
+        lambda: theory.steps_asked(dims, 0.2, radius=2.0),
+        lambda: theory.power_law_exponent(2.0, lr=0.1, batch_size=1, dims=dims),
+    ):
+        with pytest.raises(ArgumentError, match="dims: expected a whole number >= 1"):
+            refused()

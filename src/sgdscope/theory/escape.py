@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sgdscope.errors import ArgumentError
-from sgdscope.ranges import choice
+from sgdscope.ranges import choice, whole
 from sgdscope.theory.barrier import Barrier, coarse, detected, rare
 from sgdscope.theory.inputs import Array, above, array
 from sgdscope.theory.prediction import Prediction, Time
@@ -238,7 +238,8 @@ def power_law_exponent(curvature: float, *, lr: float, batch_size: float, dims: 
         >>> power_law_exponent(2.0, lr=0.1, batch_size=1).value
         5.5
     """
-    above(curvature=curvature, lr=lr, batch_size=batch_size, dims=dims)
+    above(curvature=curvature, lr=lr, batch_size=batch_size)
+    whole("dims", dims, 1)
     return Prediction(batch_size / (lr * curvature) + 1 - dims / 2, "Ito, noise 2 L H", recalled=True)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from scipy.special import log_ndtr
 
 from sgdscope.errors import ArgumentError
+from sgdscope.ranges import whole
 from sgdscope.theory.inputs import Array, above
 from sgdscope.theory.prediction import Prediction
 from sgdscope.theory.quadrature import NODES, Function, climb
@@ -123,7 +124,8 @@ def ball_mass(dims: int, *, lr: float, radius: float = 1.0) -> Prediction:
         >>> round(ball_mass(3, lr=0.001).value, 4)
         0.0636
     """
-    above(dims=dims, radius=radius)
+    whole("dims", dims, 1)
+    above(radius=radius)
     return boundary_mass(dims / radius, lr=lr)
 
 
@@ -252,7 +254,8 @@ def steps_asked(dims: int, tolerance: float, *, radius: float, lipschitz: float 
         >>> steps_asked(4, 0.5, radius=2.0).value / steps_asked(2, 0.5, radius=2.0).value
         128.0
     """
-    above(dims=dims, radius=radius, tolerance=tolerance)
+    whole("dims", dims, 1)
+    above(radius=radius, tolerance=tolerance)
     if tolerance >= 1 or radius < 1 or lipschitz < 0 or smoothness < 0:
         raise ArgumentError(
             "tolerance, radius, lipschitz, smoothness: expected eps < 1, R >= 1, L >= 0 and beta >= 0, "
