@@ -68,6 +68,9 @@ def test_a_sweep_keeps_its_ratios_on_another_table(table, tmp_path):
     assert {d["noise"]["batch_size"] for d in rates if d["lr"] > 3 * search["found"]} == {4, 5, 6}
     evidence = waiting.study(found[2], tmp_path, None)
     assert waiting.stays([evidence])[0].kind == "network own.csv logistic minibatch"
+    told = waiting.place([evidence])["search"]
+    found_words = f"lr {search['found']:.3g}, at which half have left after {search['median']:g} updates"
+    assert told == f"network own.csv logistic minibatch: {found_words}, constant and without effect: flat"
     assert np.log(2) * evidence.extra["tau"] == pytest.approx(search["median"], rel=0.5)
 
 

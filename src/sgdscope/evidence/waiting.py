@@ -284,12 +284,15 @@ def place(runs: Sequence[Evidence]) -> dict[str, float | str]:
 
     Returns:
         kinds; lr_sharpness (the largest lr lambda_1), relaxations (the least lr lambda_1 tau), tau_least and tau_most, share of
-        runs whose times are exponential (p >= 0.01), and escapes, the least of a run; NaN where nothing escaped.
+        runs whose times are exponential (p >= 0.01), and escapes, the least of a run; NaN where nothing escaped. On a table of
+        one's own also search: the noise that was found, and features that are constant.
     """
     found = stays(runs)
     taus = [float(np.exp(s.point.log_tau)) for s in found]
     ps = [p for s in found if (p := s.told.get("exponential_p")) is not None]
-    return {
+    searches = sorted({_searched(run) for run in runs if "search" in run.settings})
+    sought: dict[str, float | str] = {"search": "; ".join(searches)} if searches else {}
+    return sought | {
         "kinds": ", ".join(sorted({_kind(run) for run in runs})) or "none",
         "lr_sharpness": max((s.point.lr * float(s.told["sharpness"]) for s in found), default=nan),
         "relaxations": min((s.relaxations for s in found), default=nan),
@@ -298,6 +301,14 @@ def place(runs: Sequence[Evidence]) -> dict[str, float | str]:
         "exponential_share": float(np.mean([p >= 0.01 for p in ps])) if ps else nan,
         "escapes_least": float(min((s.told["escapes"] for s in found), default=0)),
     }
+
+
+def _searched(run: Evidence) -> str:
+    """What `waiting_tables.sought` found, in words."""
+    told = run.settings["search"]
+    constant = f", constant and without effect: {', '.join(told['constant'])}" if told.get("constant") else ""
+    knob, median = f"{told['knob']} {told['found']:.3g}", f"half have left after {told['median']:g} updates"
+    return f"{_kind(run)}: {knob}, at which {median}{constant}"
 
 
 def early(claim: str, runs: Sequence[Evidence], threshold: float, seeds: int, least: int = LEAST) -> Verdict | None:
