@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
-from sgdscope.covariance import Covariance, DrawnBatches
+from sgdscope.covariance import Covariance, DrawnBatches, stream
 from sgdscope.covariance.gathering import gather
 from sgdscope.surface import LossSurface
 
@@ -36,6 +36,12 @@ def _bare(model, x, y):
     return vmap(grad(one), (None, 0, 0))(parameters, x, y)
 
 
+def _streamed(surface):
+    theta = surface.theta()
+    gradient = surface.value_and_grad(theta)[1].double()
+    return stream(surface, theta, gradient), gradient
+
+
 def _gathered(surface):
     theta = surface.theta()
     gradient = surface.value_and_grad(theta)[1].double()
@@ -45,15 +51,20 @@ def _gathered(surface):
 
 def _scale(surface):
     """Tr C and Tr C / |g|^2, the gradient of the mean included."""
-    found, gradient = _gathered(surface)
+    found, gradient = _streamed(surface)
     trace, _ = found.trace()
     return trace / float(gradient.square().sum())
 
 
 def _interval(surface):
     """Both without bias for the population, with an interval."""
+    return _streamed(surface)[0].population_estimates()
+
+
+def _kept(surface):
+    """All of that from gradients that are kept for the structure of C."""
     found, gradient = _gathered(surface)
-    return DrawnBatches.single(found).two_size_estimates(gradient)
+    return found.trace(), DrawnBatches.single(found).two_size_estimates(gradient)
 
 
 def _seconds(work):
@@ -67,7 +78,8 @@ def _measured(name, sizes):
     model, x, y = _model(sizes), torch.randn(EXAMPLES, sizes[0]), torch.randint(10, (EXAMPLES,))
     surface = LossSurface(model, _loss, (x, y))
     setting = f"{name}, {EXAMPLES} examples, float32, 1 thread, processor time"
-    for what, work, aim in (("Tr C and noise scale", _scale, "<= 1.5"), ("those of the population and interval", _interval, "")):
+    works = ("Tr C and noise scale", _scale, "<= 1.5"), ("those of the population and interval", _interval, "")
+    for what, work, aim in (*works, ("the same, all gradients kept", _kept, "")):
         work(surface), _bare(model, x, y)  # proved and warm
         ratios = [_seconds(lambda work=work: work(surface)) / _seconds(lambda: _bare(model, x, y)) for _ in range(REPEATS)]
         told = {"what": f"{what} / gradients of the examples by vmap", "ratio": statistics.median(ratios)}

@@ -10,8 +10,8 @@ from torch import nn
 
 from sgdscope import landscapes, models
 from sgdscope.errors import ArgumentError, SurfaceError
-from sgdscope.surface import LossSurface
-from sgdscope.surface.gradients import squares
+from sgdscope.surface import LossSurface, gradients
+from sgdscope.surface.rows import squares
 from test_surface import (
     NETS,
     Recurrent,
@@ -124,6 +124,36 @@ def test_squares_are_those_of_float64(size, dtype):
     torch.testing.assert_close(squares(rows), exact, rtol=1e-14 if dtype == torch.float64 else 3e-7, atol=0)
     rows[1, 0] = torch.nan
     assert squares(rows).isnan().tolist() == [False, True, False, False, False, False]
+
+
+@pytest.mark.parametrize("name", ["mlp", *sorted(BY_LOOP)])
+@pytest.mark.parametrize("memory", [4000, 2**26])
+def test_norms_and_products_are_those_of_the_rows(name, memory, monkeypatch):
+    surface = LossSurface(trained(NETS[name]()), mean_loss, examples(), weight_decay=0.03)
+    theta, generator = moved(surface), torch.Generator().manual_seed(14)
+    rows, sizes = truth(trained(NETS[name]()), theta, examples(), decay=0.03), []
+    centre, along = rows.mean(0) + 0.3, torch.randn(len(theta), 2, dtype=torch.float64, generator=generator)
+    assert surface.example_gradients == ("loop" if name in BY_LOOP else "vmap")
+    for makes in ("rows_by_loop", "parts_by_vmap"):
+        make = getattr(gradients, makes)
+        monkeypatch.setattr(gradients, makes, lambda net, b, size, make=make: sizes.append(size) or make(net, b, size))
+    for indices in (None, [6, 1, 3]):
+        chosen = rows if indices is None else rows[indices]
+        squared, products = surface.gradient_norms(theta, centre, indices, along=along, memory=memory)
+        torch.testing.assert_close(squared, (chosen - centre).square().sum(1), rtol=1e-10, atol=0)
+        torch.testing.assert_close(products, (chosen - centre) @ along, rtol=1e-9, atol=1e-11)
+    assert sum(sizes) == N + 3
+    assert max(sizes) <= max(1, memory // (8 * len(theta)))
+    assert surface.gradient_norms(theta, centre)[1].shape == (N, 0)
+
+
+def test_norms_refuse_what_does_not_fit():
+    surface = LossSurface(trained(mlp()), mean_loss, examples())
+    theta = surface.theta()
+    with pytest.raises(ArgumentError, match=r"centre, along: expected \[83\] and \[83, k\].* got shapes \(82,\) and \(83, 0\)"):
+        surface.gradient_norms(theta, theta[:-1])
+    with pytest.raises(ArgumentError, match="centre, along: expected"):
+        surface.gradient_norms(theta, theta, along=theta)
 
 
 def test_rows_that_do_not_fit_are_refused():

@@ -23,6 +23,7 @@ from sgdscope.covariance import (
     lag_asymmetry,
     power_law,
     power_law_test,
+    stream,
     unbiased_square,
 )
 from sgdscope.covariance.tails import _bartlett
@@ -363,6 +364,36 @@ def test_single_examples_need_no_products_of_pairs():
     alone = Covariance(c.deviations.clone(), population=11)
     DrawnBatches.single(alone).two_size_estimates(g)
     assert "spectrum" not in vars(alone)
+
+
+def _classifier():
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    data = torch.randn(30, 5, dtype=F64), torch.randint(3, (30,))
+    return LossSurface(model, lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1]), data, weight_decay=0.05)
+
+
+@pytest.mark.parametrize("surface", [_classifier(), quadratic(n=30)], ids=["network", "landscape"])
+@pytest.mark.parametrize("few", [None, torch.tensor([3, 4, 9, 11, 12, 20, 29])])
+def test_what_is_streamed_is_what_kept_gradients_give(surface, few):
+    theta = surface.theta() + 0.4
+    g = surface.value_and_grad(theta)[1]
+    kept, got = Covariance(surface.per_example_grads(theta, few) - g, population=30), stream(surface, theta, g, few)
+    assert got.trace() == pytest.approx(kept.trace(), rel=1e-10, abs=1e-30)
+    assert (got.trace()[1] > 0) == (few is not None)
+    pairs, dense = got.population_estimates(), DrawnBatches(kept, np.eye(kept.count), 1).two_size_estimates(g)
+    for name, values in dense.items():
+        assert pairs[name] == pytest.approx(values, rel=1e-10), name
+    assert stream(surface, theta, g, torch.tensor([4, 9])).population_estimates() == {}
+
+
+def test_streamed_noise_does_not_cancel_beside_a_large_gradient():
+    surface = quadratic(n=30)
+    theta = torch.tensor([3e6, -2e6, 4e6], dtype=F64)
+    g = surface.value_and_grad(theta)[1]
+    assert float(g @ g) > 1e13
+    assert stream(surface, theta, g).trace()[0] == pytest.approx(2.6, rel=1e-8)  # a difference of squares is off by 1e-3
+    assert stream(surface, theta * torch.inf, g) is None
 
 
 def test_recorded_batches_are_the_unit_matrix_over_the_root_of_their_size():

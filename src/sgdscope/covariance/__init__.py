@@ -4,6 +4,7 @@ from sgdscope.covariance.alignment import alignment
 from sgdscope.covariance.batches import DrawnBatches
 from sgdscope.covariance.currents import lag_asymmetry
 from sgdscope.covariance.matrix import Covariance, fieller, unbiased_square
+from sgdscope.covariance.streaming import StreamedSample, stream
 from sgdscope.covariance.tails import (
     ANDERSON_5,
     PowerLaw,
@@ -21,6 +22,7 @@ __all__ = [
     "Covariance",
     "DrawnBatches",
     "PowerLaw",
+    "StreamedSample",
     "alignment",
     "anderson_darling",
     "fieller",
@@ -31,5 +33,6 @@ __all__ = [
     "power_law",
     "power_law_test",
     "ranks_within",
+    "stream",
     "unbiased_square",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
 
@@ -13,7 +14,7 @@ from scipy import stats
 from torch import Tensor
 
 from sgdscope.errors import ArgumentError
-from sgdscope.surface.gradients import squares
+from sgdscope.surface.rows import squares
 
 Array = NDArray[np.float64]
 Estimated = tuple[float, float]  # value, standard error
@@ -26,7 +27,51 @@ def _inner(rows: Tensor) -> Array:
     return np.asarray((rows.T @ rows).cpu())
 
 
-class Covariance:
+class Sample(ABC):
+    """Means over the examples at hand, and what they say about all.
+
+    Args:
+        count: m >= 2.
+        population: N >= m; None for unlimited.
+        mean_known: whether the mean that was taken off is that of the population.
+
+    Raises:
+        ArgumentError: fewer than two examples, or more than N.
+    """
+
+    def __init__(self, count: int, population: int | None, *, mean_known: bool = True) -> None:
+        if count < 2:
+            raise ArgumentError(f"count: expected at least two examples, got {count}")
+        if population is not None and population < count:
+            raise ArgumentError(f"population: expected at least the {count} examples at hand, got {population}")
+        self.count, self.population = count, population
+        self.factor = 1.0 if mean_known else count / (count - 1)
+        self.shrink = 1.0 if population is None else max(0.0, 1 - count / population)
+
+    @property
+    @abstractmethod
+    def norms(self) -> Array:
+        """|d_i|^2, [m]."""
+
+    def mean(self, values: Array) -> tuple[Array, Array]:
+        """Mean over the examples (times m / (m - 1) where the mean was estimated) and its standard error.
+
+        Args:
+            values: [m, ...], a number an example such as (v'd_i)^2.
+
+        Returns:
+            (v'Cv, standard error) [...].
+        """
+        spread = values.std(0, ddof=1) * math.sqrt(self.shrink / self.count)
+        return self.factor * values.mean(0), self.factor * spread
+
+    def trace(self) -> Estimated:
+        """Tr C = mean |d_i|^2, with its standard error."""
+        value, error = self.mean(self.norms)
+        return float(value), float(error)
+
+
+class Covariance(Sample):
     """C = (1/f) sum_i d_i d_i' from deviations d_i [m, P] of gradients from their mean.
 
     From known mean: d_i = g_i - g with g the mean over all N examples, m of them drawn without replacement, f = m: each entry
@@ -49,14 +94,10 @@ class Covariance:
     """
 
     def __init__(self, deviations: Tensor, *, population: int | None = None, mean_known: bool = True) -> None:
-        self.deviations, self.count = deviations, len(deviations)
-        if deviations.ndim != 2 or self.count < 2:
+        if deviations.ndim != 2 or len(deviations) < 2:
             raise ArgumentError(f"deviations: expected [m, P] with m >= 2 examples, got shape {tuple(deviations.shape)}")
-        if population is not None and population < self.count:
-            raise ArgumentError(f"population: expected at least the {self.count} examples at hand, got {population}")
-        self.population = population
-        self.factor = 1.0 if mean_known else self.count / (self.count - 1)
-        self.shrink = 1.0 if population is None else max(0.0, 1 - self.count / population)
+        super().__init__(len(deviations), population, mean_known=mean_known)
+        self.deviations = deviations
 
     @cached_property
     def norms(self) -> Array:
@@ -88,23 +129,6 @@ class Covariance:
         """x_i with x_i . x_j = d_i . d_j, [m, r]: the deviations without the directions in which there are none."""
         values, vectors = self.spectrum
         return vectors * np.sqrt(values * self.count / self.factor)
-
-    def mean(self, values: Array) -> tuple[Array, Array]:
-        """Mean over the examples (times m / (m - 1) where the mean was estimated) and its standard error.
-
-        Args:
-            values: [m, ...], a number an example such as (v'd_i)^2.
-
-        Returns:
-            (v'Cv, standard error) [...].
-        """
-        spread = values.std(0, ddof=1) * math.sqrt(self.shrink / self.count)
-        return self.factor * values.mean(0), self.factor * spread
-
-    def trace(self) -> Estimated:
-        """Tr C = mean |d_i|^2, with its standard error."""
-        value, error = self.mean(self.norms)
-        return float(value), float(error)
 
     @cached_property
     def square(self) -> tuple[float, Array]:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sgdscope.errors import ArgumentError, SurfaceError
-from sgdscope.surface.data import Batches, arrays, leading, map_tensors
+from sgdscope.surface.data import Batches, leading, map_tensors
 from sgdscope.surface.examples import Way, decide, losses_of
 from sgdscope.surface.points import Buffers, Points
 from sgdscope.surface.private import PrivateModel, undisturbed
 from sgdscope.surface.proof import SEED, generic_point
+from sgdscope.surface.rows import blank_rows, parts_by_vmap, rows_by_loop, rows_by_vmap, squares
 from sgdscope.vector import whole_indices
 
 GradientWay = Literal["vmap", "loop"]
@@ -26,121 +28,7 @@ ROW_MEMORY, CUDA_ROW_MEMORY = 2**30, 8 * 2**30  # bytes of rows that are returne
 CHUNK_MEMORY, CUDA_CHUNK_MEMORY = 2**26, 2**30  # bytes at work on a chunk
 COPIES = 3  # of a chunk's rows at one time: parameter by parameter, joined, and the one before in the caller's hands
 PROBE = 8  # examples of the proof
-LANES = 64  # squares that are summed in the dtype of the rows before float64
-SQUARES = 1e-20, 1e30  # sums of squares beyond which those of float32 may have left its range
-WIDENED = 2**16  # numbers that are widened to float64 at a time
-
-
-class _Caller(nn.Module):
-    """Model and loss as one module, so that its parameters can be replaced for one call, tied ones together."""
-
-    def __init__(self, net: PrivateModel) -> None:
-        super().__init__()
-        self.module, self.loss, self.call = net.module, net.loss, net.call
-
-    def forward(self, batch: Any) -> Tensor:
-        """The loss of a batch of one example."""
-        return self.call(batch, 1).reshape(())
-
-
-def _row(batch: Any, i: int) -> Any:
-    return map_tensors(lambda tensor: tensor[i : i + 1], batch)
-
-
-def squares(rows: Tensor) -> Tensor:
-    """Sum the squares of each row: 64 at a time in the dtype of the rows, these sums in float64.
-
-    A row of float32 whose sum lies outside 1e-20 to 1e30, where single squares may leave its range, is summed in float64 alone.
-
-    Args:
-        rows: [n, p], float32 or float64.
-
-    Returns:
-        [n] float64; of float32 to about 1e-8 of the sum.
-
-    Example:
-        >>> [f"{value:.6g}" for value in squares(torch.tensor([[3.0, 4.0], [1e-30, 2e-30]])).tolist()]
-        ['25', '5e-60']
-    """
-    blocks = rows.shape[1] // LANES
-    head, tail = rows[:, : blocks * LANES].reshape(len(rows), blocks, LANES), rows[:, None, blocks * LANES :]
-    sums: Tensor = torch.linalg.vector_norm(head, dim=2).double().square().sum(1)
-    sums += torch.linalg.vector_norm(tail, dim=2).double().square().sum(1)
-    if rows.dtype != torch.float64:
-        lost = (~((sums > SQUARES[0]) & (sums < SQUARES[1]))).nonzero()[:, 0]
-        for few in torch.split(lost, max(1, WIDENED // max(1, rows.shape[1]))):
-            sums[few] = rows[few].double().square().sum(1)
-    return sums
-
-
-def rows_by_loop(net: PrivateModel, batch: Any, size: int, out: Tensor | None = None) -> Tensor:
-    """Differentiate the loss of each example, one backward pass each.
-
-    Args:
-        net: the private model, placed and in its mode; gradients are recorded.
-        batch: a batch.
-        size: its number of examples.
-        out: where the rows are written, [size, P]; None for a new tensor.
-
-    Returns:
-        [size, P] in the layout's storage dtype.
-    """
-    rows = _blank(net, size).zero_() if out is None else out.zero_()
-    for i in range(size):
-        for where, part in zip(net.layout.slices, net.gradient(net.call(_row(batch, i), 1).reshape(())), strict=True):
-            if part is not None:
-                rows[i, where] = part.reshape(-1).to(rows.dtype)
-    return rows
-
-
-def rows_by_vmap(net: PrivateModel, batch: Any, size: int, out: Tensor | None = None) -> Tensor:
-    """Differentiate the losses of all examples at once.
-
-    Args:
-        net: as in `rows_by_loop`.
-        batch: a batch.
-        size: its number of examples.
-        out: as in `rows_by_loop`.
-
-    Returns:
-        [size, P] in the layout's storage dtype.
-    """
-    rows = _blank(net, size) if out is None else out
-    for where, part in zip(net.layout.slices, parts_by_vmap(net, batch, size), strict=True):
-        rows[:, where] = part
-    return rows
-
-
-def _blank(net: PrivateModel, size: int) -> Tensor:
-    return torch.empty(size, net.layout.size, dtype=net.layout.storage_dtype, device=net.device)
-
-
-def parts_by_vmap(net: PrivateModel, batch: Any, size: int) -> list[Tensor]:
-    """Differentiate the losses of all examples at once, without joining the parameters' parts.
-
-    Args:
-        net: as in `rows_by_loop`.
-        batch: a batch.
-        size: its number of examples.
-
-    Returns:
-        [size, p] of each parameter of the layout, in its dtype.
-    """
-    caller = _Caller(net)
-    names = {id(parameter): name for name, parameter in caller.named_parameters()}
-    chosen = {names[id(p)]: p.detach() for p in net.parameters}
-
-    def one(parameters: dict[str, Tensor], *rows: Tensor) -> Tensor:
-        rest = iter(rows)
-        example = map_tensors(lambda _: next(rest).unsqueeze(0), batch)
-        result: Tensor = torch.func.functional_call(caller, parameters, (example,))
-        return result
-
-    leaves = [tensor for tensor in arrays(batch) if isinstance(tensor, Tensor)]
-    places = (None, *(0 for _ in leaves))
-    with sdpa_kernel(SDPBackend.MATH):  # those of fused attention have no batching rule
-        parts = torch.vmap(torch.func.grad(one), in_dims=places, randomness="error")(chosen, *leaves)
-    return [parts[name].reshape(size, -1) for name in chosen]
+HEAP = 2**25  # bytes of one parameter's part: glibc gives larger blocks back, and their pages are made anew at each chunk
 
 
 class Parting:
@@ -285,7 +173,7 @@ class ExampleGradients(Points):
                 f"indices: {rows} gradients of {self.layout.size} parameters take {needed / 2**20:.0f} MiB, expected at most "
                 f"{room / 2**20:.0f}; name fewer examples, pass memory=, or go through surface.gradient_chunks"
             )
-        out = _blank(self._net, rows)
+        out = blank_rows(self._net, rows)
         for _ in self._chunks(theta, indices, buffers, memory=memory, out=out):
             pass
         return out.to(theta.device)
@@ -317,6 +205,63 @@ class ExampleGradients(Points):
         """
         return (rows.to(theta.device) for rows in self._chunks(theta, indices, buffers, memory=memory))
 
+    def gradient_norms(
+        self,
+        theta: Tensor,
+        centre: Tensor,
+        indices: Sequence[int] | Tensor | None = None,
+        buffers: Buffers | None = None,
+        *,
+        along: Tensor | None = None,
+        memory: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Evaluate |g_i - c|^2 and (g_i - c) . v_j of the gradient of each example, without keeping or joining the gradients.
+
+        The centre is taken off before squaring, so that nothing cancels; sums as in `squares`.
+
+        Args:
+            theta: [P].
+            centre: c [P], such as the gradient of L.
+            indices: as in `per_example_grads`.
+            buffers: as in `value`.
+            along: V [P, k]; None for no directions.
+            memory: as in `gradient_chunks`.
+
+        Returns:
+            (squares [n], products [n, k]), float64, on the device of theta.
+
+        Raises:
+            ArgumentError: an index is out of range, or the centre or the directions do not fit the parameters.
+            SurfaceError: there are no single examples.
+
+        Cost: one pass by vmap, or one backward pass an example; memory that of a chunk.
+        """
+        self._check_single()
+        place: dict[str, Any] = {"device": self._net.device, "dtype": self.layout.storage_dtype}
+        size, axes = self.layout.size, torch.zeros(len(theta), 0) if along is None else along
+        if centre.shape != (size,) or axes.ndim != 2 or len(axes) != size:
+            raise ArgumentError(
+                f"centre, along: expected [{size}] and [{size}, k], as the parameters, got shapes {tuple(centre.shape)} and "
+                f"{tuple(axes.shape)}"
+            )
+        pull = self._vector(centre, "centre").to(**place) - self._decay * self._vector(theta, "theta").to(**place)
+        axes = axes.to(**place)
+
+        def reduced(way: GradientWay, batch: Any, count: int) -> Tensor:
+            found = torch.zeros(count, 1 + axes.shape[1], dtype=torch.float64, device=self._net.device)
+            if way == "loop":
+                pieces: Iterable[tuple[slice, Tensor]] = [(slice(0, size), rows_by_loop(self._net, batch, count))]
+            else:
+                pieces = zip(self.layout.slices, parts_by_vmap(self._net, batch, count), strict=True)
+            for where, part in pieces:
+                deviations = part.to(**place).sub_(pull[where])
+                found[:, 0] += squares(deviations)
+                found[:, 1:] += deviations @ axes[where]
+            return found
+
+        found = torch.cat(list(self._visit(theta, self._cuts(indices, memory, 1), buffers, reduced))).to(theta.device)
+        return found[:, 0], found[:, 1:]
+
     def _chunks(
         self,
         theta: Tensor,
@@ -342,9 +287,12 @@ class ExampleGradients(Points):
     def _cuts(self, indices: Sequence[int] | Tensor | None, memory: int | None, copies: int) -> Sequence[Tensor]:
         """The chosen examples in chunks of which so many copies of the rows fit."""
         self._check_single()
-        room = self._room(memory, CHUNK_MEMORY, CUDA_CHUNK_MEMORY)
-        most = room // (copies * self.layout.size * self.layout.storage_dtype.itemsize)
-        return torch.split(self._chosen(indices), max(1, min(most, self._largest)))
+        item, room = self.layout.storage_dtype.itemsize, self._room(memory, CHUNK_MEMORY, CUDA_CHUNK_MEMORY)
+        most, chosen = min(room // (copies * self.layout.size * item), self._largest), self._chosen(indices)
+        if self._net.device.type == "cpu":
+            most = min(most, HEAP // (item * max(where.stop - where.start for where in self.layout.slices)))
+        chunks = math.ceil(len(chosen) / max(1, most))
+        return torch.split(chosen, max(1, math.ceil(len(chosen) / max(1, chunks))))
 
     def _visit(self, theta: Tensor, cuts: Sequence[Tensor], buffers: Buffers | None, work: Work[T]) -> Iterator[T]:
         """Let work differentiate each chunk at the point; the surface may be used between them."""
