@@ -36,6 +36,20 @@ def test_a_dataset_cannot_take_the_place_of_a_claims_own_surfaces():
         checks.check(["X10"], experiment=lambda seed: seed)
 
 
+@pytest.mark.parametrize("claim_id", ["H1", "H5", "WP1", "T1"])
+def test_a_dataset_takes_the_place_of_the_presets_wherever_it_is_named(claim_id):
+    entry = [claims[claim_id]]
+    plain, other = (list(checks._plan(entry, None, "quick", 3, name).values()) for name in (None, "wine"))
+    assert len(other) == len(plain)
+    told = [json.dumps(description) for description, _ in other]
+    named = [text for text in told if '"dataset": "' in text]
+    assert len(named) > 4
+    assert all('"dataset": "wine"' in text and "breast_cancer" not in text for text in named)
+    assert sum(text == json.dumps(description) for text, (description, _) in zip(told, plain, strict=True)) == len(told) - len(
+        named
+    )
+
+
 def test_chosen():
     assert checks.chosen(["W3", "W1"]) == ["W3", "W1"]
     found = checks.chosen(None, paper="walk_with_sgd", scope="sweep")

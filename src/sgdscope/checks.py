@@ -315,19 +315,34 @@ def _plan(
         asked_for = entry.experiments[preset](seed)
         if dataset is not None and tabled(asked_for):
             asked_for = on_table(asked_for, dataset, data_dir, preset)
-        elif dataset is not None and not any("data" in description for description in asked_for):
-            raise ArgumentError(f"dataset: {entry.id} brings surfaces or data of its own, which '{dataset}' cannot replace")
+        elif dataset is not None and not any(_names_data(description) for description in asked_for):
+            raise ArgumentError(
+                f"dataset: {entry.id} brings surfaces or data of its own, which '{dataset}' cannot replace; leave it out"
+            )
         for description in asked_for:
             asked = transfer(description, base, preset) if base else description
-            if dataset is not None and "data" in asked:
-                kept = {k: v for k, v in asked["data"].items() if k not in {"dataset", "train", "test"}}
-                asked = asked | {"data": kept | {"dataset": dataset}}
+            if dataset is not None:
+                asked = _on_data(asked, dataset)
             if examples is not None and entry.study is None:
                 asked = fitted(asked, examples, preset)
             told = json.dumps({k: v for k, v in asked.items() if k != "name"}, sort_keys=True)
             key = xxhash.xxh3_64_hexdigest(f"{told} {getattr(entry.study, '__qualname__', '')}".encode())
             plan.setdefault(key, (asked | {"name": f"{asked['name']}-{key[:8]}"}, []))[1].append(entry.id)
     return plan
+
+
+def _names_data(description: Mapping[str, Any]) -> bool:
+    return "data" in description or "dataset" in description or "data" in description.get("experiment", {})
+
+
+def _on_data(description: dict[str, Any], dataset: str) -> dict[str, Any]:
+    """The description on another data set: of an experiment, of an ensemble of experiments, or of a study that names one."""
+    if "data" in description:
+        kept = {k: v for k, v in description["data"].items() if k not in {"dataset", "train", "test"}}
+        return description | {"data": kept | {"dataset": dataset}}
+    if "experiment" in description:
+        return description | {"experiment": _on_data(description["experiment"], dataset)}
+    return description | {"dataset": dataset} if "dataset" in description else description
 
 
 @dataclass(frozen=True)
