@@ -531,6 +531,34 @@ def test_bad_data():
     assert Network(lstm, cross_entropy, (x, torch.tensor([0, 1, 0, 1, 0, 1]))).size == 6  # evaluation mode: no dropout
 
 
+@pytest.mark.parametrize("label", [0.0, 1.0])
+def test_float_labels_of_one_class_are_refused_under_a_cross_entropy_alone(label):
+    x, y = torch.randn(6, 2, generator=seeded()), torch.full((6, 1), label)
+    mixed = torch.tensor([0.0, 1, 0, 1, 1, 0])[:, None]
+    functional = nn.functional
+
+    def logits(model, batch):
+        return functional.binary_cross_entropy_with_logits(model(batch[0]), batch[1])
+
+    def shares(model, batch):
+        return functional.binary_cross_entropy(torch.sigmoid(model(batch[0])), batch[1], reduction="none").mean(1)
+
+    torch.manual_seed(2)
+    model = nn.Linear(2, 1)
+    for loss in (logits, shares):
+        with pytest.raises(DataError, match=f"all 6 labels are of class {label:.0f}; the loss of one class has no minimum"):
+            Network(model, loss, (x, y))
+        assert Network(model, loss, (x, mixed)).examples == 6
+    with pytest.raises(DataError, match="all 6 labels are of class"):
+        Network(model, logits, (x, y.double()))
+    for loss in (functional.mse_loss, functional.l1_loss, functional.huber_loss):
+        assert Network(model, lambda m, b, loss=loss: loss(m(b[0]), b[1]), (x, y)).examples == 6  # a constant target
+    assert Network(model, lambda m, b: m(b[0]).square().mean(), (x, y)).examples == 6  # no labels in it
+    wide = nn.Linear(2, 3)
+    with pytest.raises(DataError, match=r"are of class \[0, 1, 0\]"):
+        Network(wide, lambda m, b: functional.cross_entropy(m(b[0]), b[1]), (x, torch.tensor([0.0, 1, 0]).repeat(6, 1)))
+
+
 def test_a_table_tells_constant_features_and_outliers(tmp_path):
     rows = ["a,flat,class"] + [f"{x},3.5,{'u' if x % 2 else 'v'}" for x in range(40)] + ["4000,3.5,u"] * 2
     (tmp_path / "t.csv").write_text("\n".join(rows))

@@ -16,6 +16,8 @@ from sgdscope.spectra import eigenpairs
 from sgdscope.vector import Layout
 
 Loss = Callable[[Any, Any], Tensor]
+FAR = -1e6, 0.0, 1e6  # labels on a line, beyond any output
+_ONE_CLASS = "data: all {} labels are of class {}; the loss of one class has no minimum to escape from"
 CELLS = 2**24  # numbers of inputs of replicas times examples that go through the network at a time: 128 MB
 
 
@@ -44,7 +46,7 @@ class Network(Potential):
 
     Raises:
         ArgumentError: the data do not fit each other, or the model has no parameters.
-        DataError: class labels of one class only, or inputs that are not finite.
+        DataError: class labels of one class only (floats of 0 or 1 under a cross-entropy too), or inputs that are not finite.
         SurfaceError: vmap does not follow the model; the message says what to do.
     """
 
@@ -60,6 +62,7 @@ class Network(Potential):
         self._values, self._gradients = (vmap(f, (0, None, None), randomness="error") for f in (self._loss, grad(self._loss)))
         self._batches = vmap(grad(self._loss), (0, 0, 0), randomness="error")
         self._prove()
+        self._refuse_one_class()
 
     def _loss(self, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
         value: Tensor = functional_call(self._net, self.layout.unpack(theta), (x, y))
@@ -84,6 +87,15 @@ class Network(Potential):
         norm = float(gradient.norm())
         if abs(value - plain) > 1e-9 * max(1.0, abs(plain)) or abs(slope - norm) > 1e-4 * max(norm, 1e-3):
             raise SurfaceError(f"model: replicas give loss {value:g} and slope {slope:g}, the module {plain:g} and {norm:g}")
+
+    def _refuse_one_class(self) -> None:
+        """Refuse labels 0 or 1 that are all alike, where the loss is a cross-entropy: linear in them."""
+        y, theta = self.y, self.start()
+        if not y.is_floating_point() or not bool(((y == y[0]) & ((y == 0) | (y == 1))).all()):
+            return
+        low, middle, high = (float(self._loss(theta, self.x, torch.full_like(y, label))) for label in FAR)
+        if low != high and abs(low - 2 * middle + high) <= 1e-9 * abs(high - low):
+            raise DataError(_ONE_CLASS.format(len(y), [int(v) for v in y[0].reshape(-1)] if y[0].numel() > 1 else int(y[0])))
 
     @property
     def examples(self) -> int:
@@ -163,7 +175,7 @@ def _examples(data: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     if not y.is_floating_point():
         if bool((y == y.reshape(-1)[0]).all()):
             only = int(y.reshape(-1)[0])
-            raise DataError(f"data: all {len(y)} labels are of class {only}; the loss of one class has no minimum to escape from")
+            raise DataError(_ONE_CLASS.format(len(y), only))
         return x, y.detach().clone()
     return x, y.detach().to(F64)
 
