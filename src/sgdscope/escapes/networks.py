@@ -89,11 +89,14 @@ class Network(Potential):
             raise SurfaceError(f"model: replicas give loss {value:g} and slope {slope:g}, the module {plain:g} and {norm:g}")
 
     def _refuse_one_class(self) -> None:
-        """Refuse labels 0 or 1 that are all alike, where the loss is a cross-entropy: linear in them."""
+        """Refuse labels 0 or 1 that are all alike, where the loss is a cross-entropy: linear in them, or of no others."""
         y, theta = self.y, self.start()
         if not y.is_floating_point() or not bool(((y == y[0]) & ((y == 0) | (y == 1))).all()):
             return
-        low, middle, high = (float(self._loss(theta, self.x, torch.full_like(y, label))) for label in FAR)
+        try:
+            low, middle, high = (float(self._loss(theta, self.x, torch.full_like(y, label))) for label in FAR)
+        except RuntimeError:  # no label beyond [0, 1] is taken, as by binary_cross_entropy
+            low, middle, high = FAR
         if low != high and abs(low - 2 * middle + high) <= 1e-9 * abs(high - low):
             raise DataError(_ONE_CLASS.format(len(y), [int(v) for v in y[0].reshape(-1)] if y[0].numel() > 1 else int(y[0])))
 
