@@ -8,10 +8,22 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from sgdscope.figures.look import GREY, LIGHT, NEUTRAL, PALETTE, Array, bars, beside, column, dress_beside, log_axis, need
+from sgdscope.figures.look import (
+    GREY,
+    LIGHT,
+    NEUTRAL,
+    PALETTE,
+    SYMBOLS,
+    Array,
+    bars,
+    beside,
+    column,
+    dress_beside,
+    log_axis,
+    need,
+)
 
 DIRECTIONS = 5  # single directions that are drawn
-CIRCLE = {"symbol": "circle-open", "size": 7}
 OTHERS = {
     "random": ("random direction", GREY, "dot"),
     "dominant": ("part in the K directions", LIGHT, "solid"),
@@ -67,12 +79,13 @@ def _arm(data: xr.Dataset, at: tuple[int, int], arm: str, legend: bool) -> list[
     effects, alphas = (data[name].transpose("step", "arm", ...).values[at] for name in ("effect", "alpha_star"))
     x = np.append(0.0, np.asarray(data["alpha"].values, float))
     label, colour, dash = OTHERS.get(arm) or (f"e<sub>{arm[1:]}</sub>", PALETTE[at[1]], "solid")
+    symbol = "circle" if arm in OTHERS else SYMBOLS[at[1]]
     hidden: Any = "legendonly" if arm in {"dominant", "bulk"} else True
     hover = f"{label}: %{{y:+.3%}} at α = %{{x:.3g}}<extra></extra>"
     told = {"name": label, "legendgroup": arm, "visible": hidden, "hovertemplate": hover}
     error = data["effect_stderr"].transpose("step", "arm", ...).values[at] if "effect_stderr" in data else 0 * effects
     line = {"color": colour, "dash": dash, "width": 2.4 if arm == "full" else 1.4}
-    style = {"mode": "lines+markers", "line": line, "marker": {"size": 4}, "showlegend": legend}
+    style = {"mode": "lines+markers", "line": line, "marker": {"size": 5, "symbol": symbol}, "showlegend": legend}
     drawn = [go.Scatter(x=x, y=np.append(0.0, effects), error_y=bars(np.append(0.0, error)), **style, **told)]
     if 0 <= alphas <= x.max():
         told["hovertemplate"] = f"{label}: α* = %{{x:.3g}}<extra></extra>"

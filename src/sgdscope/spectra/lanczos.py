@@ -278,9 +278,9 @@ def eigenpairs(
     """Find extreme eigenpairs of a symmetric matrix from its products alone.
 
     Lanczos: A V = V T + beta v e_m' with orthonormal V (reorthogonalised twice at every step); T s = l s gives the pair
-    (l, V s) with residual |beta s_m|, which costs no product and is tested at every step. Done when for each wanted pair
-    |beta s_m| <= tolerance max(|l|, 0.01 largest |Ritz value|). Residuals are reported not below 4 eps largest |Ritz value|,
-    what rounding leaves. A breakdown (beta ~ 0) ends with the pairs found, or goes on from a fresh random vector
+    (l, V s) with residual |beta s_m|, which costs no product and is tested at every step (above m = 100 every 1 + m / 100 steps).
+    Done when for each wanted pair |beta s_m| <= tolerance max(|l|, 0.01 largest |Ritz value|). Residuals are reported not
+    below 4 eps largest |Ritz value|, what rounding leaves. A breakdown (beta ~ 0) ends with the pairs found, or goes on from a fresh random vector
     orthogonal to them if more are wanted.
 
     Small residuals prove that these are eigenpairs, not that none was missed: from one start a repeated eigenvalue shows once,
@@ -297,7 +297,7 @@ def eigenpairs(
         start: [P] a good first direction, such as a gradient; 1 % of a random one is mixed in. None for a random one.
         budget: products at most; None for 500 + 50 a pair.
         keep: basis vectors held at most (>= pairs + 2); thick restart (Krylov-Schur) on reaching it with the wanted Ritz
-            vectors and half of the others. None for 1 GiB.
+            vectors and half of the others. None for 1 GiB, or 2 k + 10 vectors if that is more.
         check: products of further Lanczos from a random vector orthogonal to the converged pairs, again after every find;
             0 for none.
         offload: the basis stays on the CPU while the products run on `device`.
@@ -313,7 +313,7 @@ def eigenpairs(
             than 1e-3 of the largest |A v| (the upper part comes free with the reorthogonalisation).
 
     Cost: 10 pairs of a network's Hessian took 20-50 products, 80 before any training; memory (products + 1) P (at most keep + 1),
-    8 m P flops a step.
+    up to three times that for a moment where the basis grows, 8 m P flops a step.
 
     Source: Lanczos (1950); thick restart after Wu and Simon (2000), SIAM J. Matrix Anal. Appl. 22, 602.
 
