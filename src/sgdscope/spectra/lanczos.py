@@ -280,8 +280,8 @@ def eigenpairs(
     Lanczos: A V = V T + beta v e_m' with orthonormal V (reorthogonalised twice at every step); T s = l s gives the pair
     (l, V s) with residual |beta s_m|, which costs no product and is tested at every step (above m = 100 every 1 + m / 100 steps).
     Done when for each wanted pair |beta s_m| <= tolerance max(|l|, 0.01 largest |Ritz value|). Residuals are reported not
-    below 4 eps largest |Ritz value|, what rounding leaves. A breakdown (beta ~ 0) ends with the pairs found, or goes on from a fresh random vector
-    orthogonal to them if more are wanted.
+    below 4 eps largest |Ritz value|, what rounding leaves. A breakdown (beta ~ 0) ends with the pairs found, or goes on from
+    a fresh random vector orthogonal to them if more are wanted.
 
     Small residuals prove that these are eigenpairs, not that none was missed: from one start a repeated eigenvalue shows once,
     and an outlier nearly orthogonal to a given start may not show. `check` looks for both. The smallest eigenvalues in
