@@ -26,6 +26,7 @@ from sgdscope.covariance import (
     stream,
     unbiased_square,
 )
+from sgdscope.covariance.estimates import curved_scale
 from sgdscope.covariance.tails import _bartlett
 from sgdscope.directions import private
 from sgdscope.errors import ArgumentError, NotAvailableError, Outcome, SurfaceError
@@ -405,6 +406,62 @@ def test_recorded_batches_are_the_unit_matrix_over_the_root_of_their_size():
     np.testing.assert_allclose(got.vectors(8), (rows - rows.mean(0))[:8], rtol=1e-12)
     np.testing.assert_allclose(got.two_sizes(rows.mean(0)), dense.two_sizes(rows.mean(0)), rtol=1e-10)
     assert got.count == 9
+
+
+def test_the_curved_scale_of_pairs_by_hand():
+    rows = torch.randn(9, 3, dtype=F64, generator=torch.Generator().manual_seed(25)) + torch.tensor([0.9, -0.4, 1.7], dtype=F64)
+    g = rows.mean(0)
+    for m in (9, 6):
+        c = Covariance((rows - g)[:m], population=9)
+        forms = ((c.deviations @ HESSIAN) * c.deviations).sum(1).numpy()
+        got = curved_scale(c, lambda v: HESSIAN @ v, g, forms=forms, product=(float(forms.mean()), 0.0))
+        products = (rows[:m] @ HESSIAN @ rows[:m].T).numpy()
+        between = products[~np.eye(m, dtype=bool)].mean()
+        ratio = (np.diag(products).mean() - between) / between
+        assert got["population_curved_noise_scale"] == pytest.approx(ratio, rel=1e-12)
+        shifted = curved_scale(c, lambda v: HESSIAN @ v, g, forms=forms - 7.0, product=(float(forms.mean()), 0.0))
+        assert shifted == pytest.approx(got, rel=1e-9)  # the mean is the one given
+    none = Covariance((rows - g)[:2], population=9)
+    assert curved_scale(none, lambda v: HESSIAN @ v, g, forms=forms[:2], product=(1.0, 0.0)) == {}
+
+
+@pytest.mark.parametrize("probed", [0.0, 0.6])
+def test_the_interval_of_the_curved_scale_covers_in_95_of_100(probed):
+    m, generator = 150, torch.Generator().manual_seed(31)
+    mean, root = torch.tensor([0.32, -0.5, 0.84], dtype=F64), torch.linalg.cholesky(NOISE)
+    truth = float((HESSIAN @ NOISE).trace() / (mean @ HESSIAN @ mean))
+    inside, alone, points = [], [], []
+    for _ in range(1500):
+        rows = torch.randn(m, 3, dtype=F64, generator=generator) @ root.T + mean
+        g = rows.mean(0)
+        c = Covariance(rows - g, population=m)
+        forms = ((c.deviations @ HESSIAN) * c.deviations).sum(1).numpy()
+        off = probed * float(torch.randn((), dtype=F64, generator=generator))
+        got = curved_scale(c, lambda v: HESSIAN @ v, g, forms=forms, product=(float(forms.mean()) + off, probed))
+        value, error, low, high = (got[f"population_curved_noise_scale{end}"] for end in ("", "_stderr", "_low", "_high"))
+        inside.append(low < truth < high)
+        points.append(abs(value - truth) < 1.96 * error)
+        bend = float(g @ HESSIAN @ g)  # as if it were known
+        alone.append(abs((forms.mean() + off) / bend - truth) < 1.96 * np.hypot(forms.std() / m**0.5, probed) / bend)
+        assert np.isfinite([low, high]).all()  # an interval without ends covers everything
+    assert 0.92 < np.mean(inside) < 0.98  # five standard deviations of the mean
+    assert 0.90 < np.mean(points) < 0.98
+    assert np.mean(alone) < 0.85
+
+
+def test_the_curved_scale_is_in_the_measurement():
+    surface = quadratic()
+    got = found(walked(surface), k=3, tolerance=1e-9)
+    theta = walked(surface)[0].theta(0)
+    g = surface.value_and_grad(theta)[1]
+    bias = float((HESSIAN @ NOISE).trace()) / (N - 1)
+    truth = N * bias / (float(g @ HESSIAN @ g) - bias)
+    name = "population_curved_noise_scale"
+    assert float(got[name][0]) == pytest.approx(truth, rel=1e-9)
+    assert float(got[f"{name}_low"][0]) < truth < float(got[f"{name}_high"][0])
+    assert int(got[f"{name}_outcome"][0]) == Outcome.ok
+    lost = found(walked(quadratic(noise=900 * NOISE)), k=3)
+    assert int(lost[f"{name}_outcome"][0]) == Outcome.not_converged
 
 
 def test_the_estimators_from_pairs_cover_the_truth():

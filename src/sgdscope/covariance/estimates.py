@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from sgdscope.covariance.batches import DrawnBatches
-from sgdscope.covariance.matrix import Covariance
+from sgdscope.covariance.batches import DrawnBatches, pair_values
+from sgdscope.covariance.matrix import Covariance, Estimated, fieller
 from sgdscope.covariance.tails import isotropic_test, power_law, power_law_test, ranks_within
 from sgdscope.errors import Outcome
 
+Array = NDArray[np.float64]
 Row = dict[str, Any]
 
 ISOTROPIC = 39  # resamples of isotropic noise at most
@@ -71,13 +75,74 @@ def two_sizes(prefix: str, drawn: DrawnBatches, gradient: Tensor) -> Row:
     found = drawn.two_size_estimates(gradient)
     if not found:
         return {}
-    row, name, ends = Row(), f"{prefix}_noise_scale", found.pop("interval")
-    outcome = int(Outcome.ok if all(map(math.isfinite, ends)) else Outcome.not_converged)
-    for end, value in zip(("_low", "_high"), ends, strict=True):
-        row |= {f"{name}{end}": value, f"{name}{end}_outcome": outcome}
+    ends, row = found.pop("interval"), Row()
     for key, estimated in found.items():
         row |= estimate(f"{prefix}_{key}", *estimated)
-    return row | {f"{name}_outcome": outcome}
+    return row | _interval(f"{prefix}_noise_scale", ends)
+
+
+def _interval(name: str, ends: tuple[float, float]) -> Row:
+    """The ends of an interval and its outcome, not_converged where it is not bounded."""
+    outcome = int(Outcome.ok if all(map(math.isfinite, ends)) else Outcome.not_converged)
+    row: Row = {f"{name}_outcome": outcome}
+    for end, value in zip(("_low", "_high"), ends, strict=True):
+        row |= {f"{name}{end}": value, f"{name}{end}_outcome": outcome}
+    return row
+
+
+def curved_scale(
+    covariance: Covariance, matvec: Callable[[Tensor], Tensor], gradient: Tensor, *, forms: Array, product: Estimated
+) -> Row:
+    """Tr(H C) / (G'H G) of the population that was sampled, from pairs of examples, with the errors of both of its parts.
+
+    G'HG = mean over i != j of g_i'H g_j and Tr(HC) = mean g_i'H g_i - G'HG, unbiased, from d_i = g_i - g: their jackknife values
+    and Fieller's interval, as of the simple scale; H is taken as known. d_i'H d_i is scattered by the form that is given and
+    has the mean that is given.
+
+    Args:
+        covariance: of m examples, their mean known.
+        matvec: v [P] -> H v [P].
+        gradient: g [P], from which the deviations were taken.
+        forms: d_i'H d_i [m], or the part of it that varies.
+        product: mean d_i'H d_i, and its error that does not come from the examples.
+
+    Returns:
+        ``population_curved_noise_scale`` with its standard error, ``_low`` and ``_high``: not_converged where G'HG is not
+        separated from zero. Empty below three examples.
+
+    Cost: one product, two where m < N.
+    """
+    m, d = covariance.count, covariance.deviations
+    if m < 3:
+        return {}
+    image, total = matvec(gradient.to(d)).double().cpu(), d.sum(0)
+    bend = float(gradient.double().cpu() @ image)
+    along = covariance.project(image[:, None])[:, 0]
+    between = covariance.project(matvec(total)[:, None])[:, 0] if covariance.shrink > 0 else np.zeros(m)
+    own = forms + (product[0] - forms.mean()) + 2 * along + bend
+    traces, squares = pair_values(own, between + m * (along + bend) + along.sum(), 1)
+    probes = product[1] ** 2 * np.outer([m, -1], [m, -1]) / (m - 1) ** 2
+    value, *ends = fieller(traces, squares, beside=probes)
+    (first, cross), (_, second) = (np.cov(traces, squares) / m + probes).tolist()
+    error = math.sqrt(max(first - 2 * value * cross + value**2 * second, 0.0)) / abs(float(squares.mean()))
+    name = "population_curved_noise_scale"
+    return estimate(name, value, error) | _interval(name, (ends[0], ends[1]))
+
+
+def frobenius(covariance: Covariance) -> Row:
+    """|C|_F.
+
+    Args:
+        covariance: of gradients.
+
+    Returns:
+        ``covariance_frobenius``; not_converged where the unbiased square of few batches does not tell it.
+    """
+    value, error = covariance.frobenius()
+    row = estimate("covariance_frobenius", value, error)
+    if math.isfinite(covariance.square[0]) and not math.isfinite(error):
+        row["covariance_frobenius_outcome"] = int(Outcome.not_converged)
+    return row
 
 
 def spectrum(covariance: Covariance, ranks: tuple[int, int], *, resamples: int, seed: int) -> Row:

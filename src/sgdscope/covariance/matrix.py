@@ -385,7 +385,7 @@ def unbiased_square(products: Array) -> tuple[float, Array]:
 
 
 def fieller(
-    numerators: Array, denominators: Array, confidence: float = 0.95, *, positive: bool = False
+    numerators: Array, denominators: Array, confidence: float = 0.95, *, positive: bool = False, beside: Array | None = None
 ) -> tuple[float, float, float]:
     """Ratio of two means with Fieller's interval: all r for which mean(a - r b) = 0 is not refused by Student's t test.
 
@@ -394,6 +394,7 @@ def fieller(
         denominators: b [n].
         confidence: in (0, 1).
         positive: whether the ratio is known to be > 0.
+        beside: covariance [2, 2] of errors of the two means that the pairs do not show, such as those of probes; None for none.
 
     Returns:
         (ratio of the means, low, high); where the mean of b is not separated from zero the r that are left are not bounded, and
@@ -415,8 +416,9 @@ def fieller(
         )
     n = len(numerators)
     a, b = float(numerators.mean()), float(denominators.mean())
-    quantile = float(stats.t.ppf((1 + confidence) / 2, n - 1)) ** 2 / n
-    (first, cross), (_, second) = (quantile * np.cov(numerators, denominators)).tolist()
+    quantile = float(stats.t.ppf((1 + confidence) / 2, n - 1)) ** 2
+    spread = np.cov(numerators, denominators) / n + (0.0 if beside is None else beside)
+    (first, cross), (_, second) = (quantile * spread).tolist()
     lead, half, last = b * b - second, a * b - cross, a * a - first
     root = half * half - lead * last
     ratio = a / b if b else math.nan

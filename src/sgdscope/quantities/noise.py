@@ -17,7 +17,7 @@ from torch import Tensor
 from sgdscope import spectra
 from sgdscope.contracts import Source, columns, declare, ends, measurement, quantity, scalars
 from sgdscope.covariance import Covariance, DrawnBatches, alignment, lag_asymmetry
-from sgdscope.covariance.estimates import estimate, quotient, spectrum, two_sizes
+from sgdscope.covariance.estimates import curved_scale, estimate, frobenius, quotient, spectrum, two_sizes
 from sgdscope.covariance.gathering import Gathered, gather, gather_recorded, second_moment
 from sgdscope.directions import private
 from sgdscope.errors import ArgumentError, Outcome, SurfaceError
@@ -41,6 +41,7 @@ _SOURCES = {
     "batch": f"{DIFFUSION}: Tr C / B with replacement, Tr C (N - B) / (B (N - 1)) without",
     "scale": f"{SCALE}, eq. 2.9 and 2.8",
     "sizes": f"{SCALE}, appendix A.1: two batch sizes, B (or 1) and all; means before the ratio; jackknife, Fieller",
+    "bends": f"{SCALE}, eq. 2.8: Tr(HC) and G'HG from pairs of examples, with the errors of both; jackknife, Fieller",
     "temperature": f"{FACTORS}, n = lr s^2 / (2 B), s^2 = Tr C / P; lr / (1 - momentum)",
     "implicit": "Smith et al. 2021 (2101.12176): lr / 4 |grad L|^2 + lr / (4 m) sum_k |grad L_k - grad L|^2, mean over shuffles",
     "lanczos": "Lanczos on the full surface, residual |H e - l e|",
@@ -69,6 +70,7 @@ _REASONS = {
     "hessian": "not asked for (hessian=True), as the trace or temperature, rank > P, or the products ended (not_converged)",
     "pair": "as the elements, or fewer than two eigenpairs or no spread",
     "curved": "as the elements, or no positive curvature",
+    "bend": "as the elements, or no gradients of single examples; not_converged: G'HG is not separated from zero at 95 %",
     "fisher": "not asked for (fisher=True), or the loss is not known to be a cross-entropy of the model's output",
     "power": "as the trace, or fewer positive eigenvalues than the window has ranks",
     "p": "as the fit, or not asked for (resamples)",
@@ -118,6 +120,9 @@ product_trace; step; loss^3/theta^4; stderr; probes; hessian; Tr(H C)
 matrix_cosine; step; 1; stderr; cosine; hessian; Tr(H C) / (|H|_F |C|_F)
 trace_ratio; step; loss; stderr; probes; curved; Tr C / Tr H
 curved_noise_scale; step; 1; stderr; scale; curved; Hessian-weighted noise scale Tr(H C) / (g'H g), in examples
+population_curved_noise_scale; step; 1; stderr; bends; bend; the same of the population that was sampled, in examples
+population_curved_noise_scale_low; step; 1; bound; bends; bend; lower end of its 95 % interval
+population_curved_noise_scale_high; step; 1; bound; bends; bend; upper end of its 95 % interval
 empirical_fisher_trace; step; loss^2/theta^2; stderr; fisher; examples; Tr of mean_i g_i g_i', without weight decay
 empirical_fisher_slope; step; loss; stderr; fisher; pair; as slope, of the empirical Fisher matrix
 empirical_fisher_correlation; step; 1; stderr; fisher; pair; as correlation, of the empirical Fisher matrix
@@ -334,7 +339,7 @@ class _Point:
             return row
         self.covariance = found
         self.trace, self.trace_error = found.trace()
-        row |= estimate("trace", self.trace, self.trace_error) | _norm(found)
+        row |= estimate("trace", self.trace, self.trace_error) | frobenius(found)
         row |= estimate("covariance_eigenvalue", *found.eigenvalues(self.wish.k))
         seed = self.random("power").initial_seed()
         row |= spectrum(found, self.wish.ranks, resamples=self.wish.resamples, seed=seed)
@@ -446,6 +451,9 @@ class _Point:
         forms = (found.project(pairs.vectors) ** 2) @ self.curvatures[: len(pairs.values)]
         error = math.hypot(probed, float(found.mean(forms)[1]))
         bend = float(self.gradient @ h.hvp(g).double().cpu())
+        if not self.gathered.batchwise:
+            known: dict[str, Any] = {"forms": forms, "product": (value, probed)}
+            row |= curved_scale(found, lambda v: h.hvp(v.to(g)).to(v), self.gradient, **known)
         row |= estimate("product_trace", value, error)
         row |= estimate("matrix_cosine", *found.cosine((value, probed), forms, (norm.value, errors[1])))
         row |= quotient("trace_ratio", (self.trace, self.trace_error), (trace.value, errors[0]))
@@ -472,16 +480,7 @@ class _Point:
         return row if self.basis is None else row | self._alignment("fisher_", found, found.project(self.basis))
 
 
-def _norm(found: Covariance) -> Row:
-    """|C|_F; not_converged where the unbiased square of few batches does not tell it."""
-    value, error = found.frobenius()
-    row = estimate("covariance_frobenius", value, error)
-    if math.isfinite(found.square[0]) and not math.isfinite(error):
-        row["covariance_frobenius_outcome"] = int(Outcome.not_converged)
-    return row
-
-
-# --- a norm, a window --------------------------------------------------------------------------------------------------------
+# --- a window ---------------------------------------------------------------------------------------------------------------
 
 
 def _currents(trajectory: Trajectory, span: tuple[int, int], basis: Tensor | None, wish: _Wish) -> Row:
