@@ -136,7 +136,7 @@ def _together(values: list[float], spread: float, grouped: str = "") -> tuple[li
 
 def _decade(value: float, digits: int) -> int:
     """The power of ten of the first digit, after rounding to so many."""
-    power = int(floor(log10(abs(value))))
+    power: int = floor(log10(abs(value)))
     return power + int(round(abs(value) / 10.0 ** (power - digits + 1)) >= 10**digits)
 
 
