@@ -96,6 +96,15 @@ def test_of_several_tables_one_is_asked_for_each_network(table, monkeypatch):
     assert "train" not in found[0]["potential"]
 
 
+def test_the_folder_of_a_table_does_not_change_the_noise():
+    base = {"seed": 3, "noise": {"kind": "minibatch", "batch_size": 1}}
+    seeds = [
+        waiting.generator_of(base | {"potential": {"kind": "network", "dataset": name}}).initial_seed()
+        for name in ("/here/own.csv", "there/own.csv", "own.csv", "other.csv")
+    ]
+    assert seeds[0] == seeds[1] == seeds[2] != seeds[3]
+
+
 def test_a_long_table_is_cut_in_quick(tmp_path):
     path = tmp_path / "long.csv"
     path.write_text("\n".join(["a,class"] + [f"{i % 17},{i % 2}" for i in range(1500)]))

@@ -116,7 +116,7 @@ def _waited(description: Mapping[str, Any], data_dir: Any) -> dict[str, Any]:
 
 
 def generator_of(description: Mapping[str, Any]) -> torch.Generator:
-    """A generator seeded by the whole description but its name.
+    """A generator seeded by the whole description but its name and the folder of its table.
 
     So the settings of one seed are independent, also those that are one walk in other units (k and lr under SGD).
 
@@ -126,7 +126,10 @@ def generator_of(description: Mapping[str, Any]) -> torch.Generator:
     Returns:
         A fresh generator.
     """
-    words = json.dumps({name: v for name, v in description.items() if name != "name"}, sort_keys=True)
+    told = {name: v for name, v in description.items() if name != "name"}
+    if "dataset" in told.get("potential", {}):
+        told["potential"] = dict(told["potential"]) | {"dataset": Path(told["potential"]["dataset"]).name}
+    words = json.dumps(told, sort_keys=True)
     return torch.Generator().manual_seed(xxhash.xxh3_64_intdigest(words.encode()) >> 1)
 
 
