@@ -306,6 +306,16 @@ def test_verdicts_on_several_runs_stand_side_by_side(tmp_path):
     assert all(f"Reasons and numbers of {run}" in page.text and f"For {run}." in page.text for run in ("steep", "flat"))
 
 
+def test_claims_stand_in_the_order_of_their_numbers(tmp_path):
+    asked = [
+        Verdict(claim, "supported", 0.9, (0.8, 1.0), 5, 0.5, "Yes.", details={"run": run})
+        for run, claim in (("steep", "W11"), ("steep", "W2"), ("flat", "W9"), ("flat", "S10"), ("flat", "S6"))
+    ]
+    text = Text(report([measured_walk(), measured_walk()], tmp_path / "page.html", verdicts=asked)).text
+    matrix = text[: text.index("Reasons and numbers")]
+    assert re.findall(r"\b([SW]\d+) [A-Z]", matrix) == ["S6", "S10", "W2", "W9", "W11"]
+
+
 def test_what_is_not_the_answer_is_folded_and_still_there(tmp_path):
     page = Text(report([measured_walk(), measured_walk(seed=9)], tmp_path / "page.html"))
     parts = [attrs["id"] for tag, attrs in page.tags if tag == "details" and "id" in attrs]

@@ -74,11 +74,18 @@ def chosen(names: Sequence[str] | None, *, paper: str | None = None, scope: str 
         error = unknown("paper", paper, papers)
         raise error
     wanted = [e for e in claims.values() if paper in (None, e.paper) and scope in (None, e.scope)]
-    return sorted((e.id for e in wanted), key=lambda name: (papers.index(claims[name].paper), *_counted(name)))
+    return sorted((e.id for e in wanted), key=lambda name: (papers.index(claims[name].paper), *counted(name)))
 
 
-def _counted(name: str) -> tuple[str, int]:
-    """The letters and the number of an id: W2 comes before W10."""
+def counted(name: str) -> tuple[str, int]:
+    """The letters and the number of an id, by which they are sorted.
+
+    Args:
+        name: such as W10.
+
+    Returns:
+        Such as ("W", 10), which comes after ("W", 2).
+    """
     digits = "".join(c for c in name if c.isdigit())
     return name.rstrip("0123456789"), int(digits or 0)
 

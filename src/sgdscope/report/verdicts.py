@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from sgdscope.checks import counted
 from sgdscope.contracts import Verdict, claims
 from sgdscope.report.page import dressed, interval, missing, number, safe
 
@@ -51,7 +52,7 @@ def _run_of(verdict: Mapping[str, Any]) -> str:
 
 def _matrix(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """One row a claim, one column a run."""
-    names = list(dict.fromkeys(str(v["claim"]) for own in groups.values() for v in own))
+    names = sorted({str(v["claim"]) for own in groups.values() for v in own}, key=counted)
     head = "".join(f"<th>{safe(run) or 'no run'}</th>" for run in groups)
     body = ""
     for name in names:
