@@ -25,7 +25,7 @@ Array = NDArray[np.float64]
 F64 = torch.float64
 LEAST = theory.gibbs.CROSSINGS  # crossings of all walkers together, below which odds are not used
 FORGOTTEN = 3.0  # standard errors by which walks that began in either basin may differ
-BURN, MEASURE = 60.0, 120.0  # lr x updates before and while the loss around a minimum is taken
+BURN, MEASURE = 60.0, 60.0  # lr x updates before and while the loss around a minimum is taken
 EVERY = 10  # updates between two looks at the loss
 
 
