@@ -122,6 +122,15 @@ def test_trace_frobenius_and_what_follows(recorded):
     assert error < 0.05 * rank
 
 
+def test_errors_of_what_random_vectors_give_are_their_scatter(recorded):
+    """Over 40 seeds, whose scatter is known to 11 %: an error twice too large or too small fails."""
+    measured = [found(recorded, k=2, probes=12, points=1, seed=s) for s in range(40)]
+    for name in ("trace", "frobenius", "effective_rank", "outlier_ratio"):
+        values = np.array([float(m[name][0]) for m in measured])
+        errors = np.array([float(m[f"{name}_stderr"][0]) for m in measured])
+        assert 0.65 < np.sqrt((errors**2).mean()) / values.std(ddof=1) < 1.5, name
+
+
 def test_the_edge_knows_the_method(recorded):
     trajectory, _ = recorded
     got = found(recorded, k=3, tolerance=1e-6)
